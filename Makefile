@@ -1,0 +1,33 @@
+# make demo: three sounds from the default checkpoint. make test: the tests. Each sets up what it needs in .venv.
+# TORCH may name one build, such as TORCH="torch==2.14.1"; any version that setup.cfg allows will do.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+$(VENV)/core: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e ".[plots]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(BIN)/python -m pip install --quiet -e ".[train,dev]"
+	touch $@
+
+demo: $(VENV)/core
+	$(BIN)/meanaudio generate "a dog barks" "an explosion" "footsteps on gravel, followed by a door slam" -o demo --seed 1 --spectrogram
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,136 @@
+"""Audio on disk and exact lengths. Waveforms are float32 in [-1, 1], mono, shape [N] or [B, N]."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+from meanaudio.types import InputError
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".au", ".aif", ".aiff")
+SAVE_SUFFIXES = (".wav", ".flac", ".ogg")
+
+
+@dataclass(frozen=True)
+class AudioSpec:
+    """How samples, mel frames and latents line up. Every length derives from these three numbers.
+
+    sample_rate: Hz. hop_length: samples a mel frame. frames_per_latent: mel frames a latent.
+    """
+
+    sample_rate: int = 16000
+    hop_length: int = 256
+    frames_per_latent: int = 2
+
+    @property
+    def samples_per_latent(self) -> int:
+        return self.hop_length * self.frames_per_latent
+
+    @property
+    def latent_rate(self) -> float:
+        """Latents a second."""
+        return self.sample_rate / self.samples_per_latent
+
+    def num_samples(self, seconds: float) -> int:
+        return round(seconds * self.sample_rate)
+
+    def window_latents(self, seconds: float) -> int:
+        """Latents that lie wholly inside a window of `seconds` (training; 312 for 10 s of the release)."""
+        return self.num_samples(seconds) // self.samples_per_latent
+
+    def covering_latents(self, seconds: float) -> int:
+        """Latents needed to cover `seconds` (generation, which then cuts to the exact sample)."""
+        return max(1, math.ceil(self.num_samples(seconds) / self.samples_per_latent))
+
+
+def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+    """Resample [N] or [N, channels] by soxr (very high quality)."""
+    if source_rate == target_rate:
+        return audio
+    return soxr.resample(audio, source_rate, target_rate, quality="VHQ")
+
+
+def load_audio(path: str | Path, sample_rate: int, start: float = 0.0, duration: float | None = None) -> Tensor:
+    """Read a sound file as mono float32 [N] at `sample_rate`; `start` and `duration` are seconds of the file.
+
+    Raises InputError if the file is missing, unreadable, empty, not finite, or shorter than `start`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such audio file: {path}")
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            if start > 0:
+                if start * rate >= file.frames:
+                    raise InputError(f"{path}: start {start} s is past its end ({file.frames / rate:.3f} s)")
+                file.seek(round(start * rate))
+            frames = -1 if duration is None else round(duration * rate)
+            audio = file.read(frames, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read as audio ({error})") from error
+    if len(audio) == 0:
+        raise InputError(f"{path}: holds no samples")
+    if not np.isfinite(audio).all():
+        raise InputError(f"{path}: holds NaN or infinite samples")
+    return torch.from_numpy(np.ascontiguousarray(resample(audio.mean(1), rate, sample_rate), dtype=np.float32))
+
+
+def fit(audio: Tensor, num_samples: int) -> Tensor:
+    """Cut or zero-pad the last axis to exactly `num_samples`."""
+    return torch.nn.functional.pad(audio, (0, num_samples - audio.shape[-1]))
+
+
+def limit_peak(audio: Tensor, peak: float = 0.98) -> Tensor:
+    """Scale each clip down so that no sample is above `peak`; quieter clips are left alone."""
+    return audio * (peak / audio.abs().amax(-1, keepdim=True).clamp_min(peak))
+
+
+def save_audio(path: str | Path, audio: Tensor, sample_rate: int, metadata: dict | None = None) -> Path:
+    """Write mono [N] as 16-bit wav, flac or ogg, by the suffix. `metadata` becomes a JSON comment inside the file.
+
+    The file is written beside its place and renamed, so nobody sees half of it. Samples outside [-1, 1] are an error: see `limit_peak`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SAVE_SUFFIXES:
+        raise InputError(f"cannot write {path.name!r}: the suffix must be one of {', '.join(SAVE_SUFFIXES)}")
+    if audio.ndim != 1 or audio.numel() == 0:
+        raise InputError(f"expected mono samples [N], got shape {tuple(audio.shape)}")
+    if not torch.isfinite(audio).all():
+        raise InputError(f"{path}: refusing to write NaN or infinite samples")
+    if audio.abs().max() > 1:
+        raise InputError(f"{path}: samples reach {audio.abs().max():.2f}; limit the peak to 1 first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.part{path.suffix}")
+    try:
+        with soundfile.SoundFile(beside, "w", samplerate=sample_rate, channels=1) as file:
+            if metadata is not None:
+                file.software = "meanaudio"
+                file.comment = json.dumps(metadata, ensure_ascii=True)
+            file.write(audio.float().cpu().numpy())
+        os.replace(beside, path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise InputError(f"cannot write {path}: {error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def read_metadata(path: str | Path) -> dict:
+    """The parameters that `save_audio` wrote into a file, or an empty dict."""
+    with soundfile.SoundFile(path) as file:
+        comment = file.comment
+    try:
+        found = json.loads(comment) if comment else {}
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,149 @@
+"""Weights, configs and training states on disk. Nothing here is pickled by us or unpickled as code.
+
+A checkpoint folder holds config.json and one safetensors file a part; it describes itself, so reading it takes no flags.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from meanaudio.types import InputError
+
+
+def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a neighbour of `path`, then rename it: readers see the old file or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    write_beside(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises InputError if the file is missing or holds no JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return values
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write a state dict as safetensors; floating tensors are stored as `dtype` if given."""
+
+    def ready(x: Tensor) -> Tensor:
+        x = x.detach().cpu()
+        return (x.to(dtype) if dtype is not None and x.is_floating_point() else x).contiguous()
+
+    tensors = {k: ready(v) for k, v in state.items()}
+    write_beside(path, lambda p: save_file(tensors, p))
+
+
+def load_weights(path: Path, *, finite: bool = True) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises InputError if missing, truncated, or (with `finite`) if a weight is NaN or infinite."""
+    if not path.is_file():
+        raise InputError(f"no such weights file: {path}")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError, struct.error) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+    if finite:
+        bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+        if bad:
+            raise InputError(f"{path}: NaN or infinite weights in {_some(bad)}")
+    return state
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Strict load, cast to the module's own types. Raises InputError that lists missing, extra and misshaped keys."""
+    own = module.state_dict()
+    faults = []
+    if missing := [k for k in own if k not in state]:
+        faults.append(f"missing {_some(missing)}")
+    if extra := [k for k in state if k not in own]:
+        faults.append(f"not expected {_some(extra)}")
+    shapes = [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape]
+    if shapes:
+        faults.append(f"misshaped {_some(shapes)}")
+    if faults:
+        raise InputError(f"{source}: weights of another network: {'; '.join(faults)}")
+    module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """Find a checkpoint folder: a path that holds config.json, or the name of a folder under checkpoints/.
+
+    Looked up in this order: the path as given, ./checkpoints/NAME, checkpoints/NAME beside the installed package,
+    $MEANAUDIO_CHECKPOINTS/NAME. Raises InputError that lists the names found there.
+    """
+    given = Path(name_or_path).expanduser()
+    if (given / "config.json").is_file():
+        return given
+    if given.is_dir():
+        raise InputError(f"{given}: no config.json in this folder; is it a checkpoint?")
+    homes = [Path("checkpoints"), Path(__file__).resolve().parent.parent / "checkpoints"]
+    if extra := os.environ.get("MEANAUDIO_CHECKPOINTS"):
+        homes.append(Path(extra).expanduser())
+    if given.name == str(name_or_path):
+        for home in homes:
+            if (home / given / "config.json").is_file():
+                return home / given
+    known = sorted({p.parent.name for home in homes for p in home.glob("*/config.json")})
+    raise InputError(f"unknown model {str(name_or_path)!r}: neither a checkpoint folder nor one of: {', '.join(known) or '(none found)'}")
+
+
+def save_training_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Optimiser, weights and counters of a run; tensors and plain values only."""
+    write_beside(path, lambda p: torch.save(dict(state), p))
+
+
+def load_training_state(path: Path) -> dict[str, Any]:
+    """Raises InputError if the file is damaged or holds anything but tensors and plain values."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each kind of damage
+        raise InputError(f"{path}: not a readable training state ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise InputError if the disk below `folder` has fewer than `needed` bytes free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(f"{folder}: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")

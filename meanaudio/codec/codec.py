@@ -1,0 +1,90 @@
+"""Log-mel, VAE and vocoder joined: audio to latents and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from meanaudio.audio import fit
+from meanaudio.checkpoint import load_into, load_weights, read_json
+from meanaudio.codec.mel import LogMel
+from meanaudio.codec.vae import MelVAE
+from meanaudio.codec.vocos import Vocos
+from meanaudio.config import CodecConfig, parse
+from meanaudio.types import Gaussian, InputError
+
+VAE_FILE, VOCODER_FILE = "vae.safetensors", "vocoder.safetensors"
+
+
+def make_vae(config: CodecConfig) -> MelVAE:
+    v = config.vae
+    return MelVAE(config.mel.n_mels, v.latent_dim, v.width, v.blocks, v.strides)
+
+
+def make_vocoder(config: CodecConfig) -> Vocos:
+    m, v = config.mel, config.vocoder
+    return Vocos(
+        m.n_mels,
+        v.width,
+        v.intermediate,
+        v.blocks,
+        v.n_fft,
+        m.hop_length,
+        sample_rate=m.sample_rate,
+        f_min=m.f_min,
+        f_max=m.f_max,
+    )
+
+
+class Codec(nn.Module):
+    """audio [B, N] <-> latents [B, L, C]. Latents are the VAE's own; their normalisation belongs to the network that makes them."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = config.audio_spec()
+        self.mel = LogMel(config.mel)
+        self.vae = make_vae(config)
+        self.vocoder = make_vocoder(config)
+
+    def encode(self, audio: Tensor) -> Gaussian:
+        """audio [B, N] in [-1, 1] -> posterior [B, L, C]; zero-padded at the end to L = ceil(N / samples_per_latent) whole latents."""
+        if audio.ndim != 2 or audio.shape[1] == 0:
+            raise InputError(f"expected audio [B, N] with N > 0, got {tuple(audio.shape)}")
+        num_latents = -(-audio.shape[1] // self.spec.samples_per_latent)
+        return self.vae.encode(self.mel(fit(audio, num_latents * self.spec.samples_per_latent)))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents [B, L, C] -> audio [B, L * samples_per_latent], not limited to [-1, 1]."""
+        return self.vocoder(self.vae.decode(latents))
+
+    def reconstruct(self, audio: Tensor) -> Tensor:
+        """Through the posterior's mean and back: audio [B, N] -> audio [B, N]."""
+        return self.decode(self.encode(audio).mean)[:, : audio.shape[1]]
+
+
+def read_codec_config(folder: Path) -> CodecConfig:
+    """The codec section of a folder's config.json."""
+    path = Path(folder) / "config.json"
+    values = read_json(path)
+    if not isinstance(values.get("codec"), dict):
+        raise InputError(f"{path}: no section 'codec'")
+    return parse(CodecConfig, values["codec"], str(path))
+
+
+def load_vae(folder: Path) -> tuple[MelVAE, CodecConfig]:
+    """The VAE of a folder with config.json and vae.safetensors, in evaluation mode."""
+    config = read_codec_config(folder)
+    vae = make_vae(config)
+    load_into(vae, load_weights(Path(folder) / VAE_FILE), Path(folder) / VAE_FILE)
+    return vae.eval().requires_grad_(False), config
+
+
+def load_codec(folder: Path) -> Codec:
+    """The whole codec of a folder with config.json, vae.safetensors and vocoder.safetensors. Strict; NaN weights are refused."""
+    folder = Path(folder)
+    codec = Codec(read_codec_config(folder))
+    for module, name in ((codec.vae, VAE_FILE), (codec.vocoder, VOCODER_FILE)):
+        load_into(module, load_weights(folder / name), folder / name)
+    return codec.eval().requires_grad_(False)

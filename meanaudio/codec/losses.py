@@ -1,0 +1,122 @@
+"""Distances between sounds, and the discriminator that judges a vocoder. Everything spectral is float32, also under autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from meanaudio.codec.mel import FLOOR, LogMel, mel_filters
+from meanaudio.config import MelConfig
+
+RESOLUTIONS = (512, 1024, 2048)
+
+
+def spectrum(audio: Tensor, n_fft: int) -> Tensor:
+    """audio [B, N] -> complex STFT [B, K, F]: Hann window of n_fft, a hop of a quarter, centred frames."""
+    with torch.autocast(audio.device.type, enabled=False):
+        window = torch.hann_window(n_fft, device=audio.device)
+        return torch.stft(audio.float(), n_fft, n_fft // 4, window=window, return_complex=True)
+
+
+def magnitudes(audio: Tensor, n_fft: int) -> Tensor:
+    """audio [B, N] -> STFT magnitude [B, K, F], floored at 3e-4, about the noise of 16-bit rounding."""
+    return torch.view_as_real(spectrum(audio, n_fft)).square().sum(-1).clamp_min(1e-7).sqrt()
+
+
+def spectral_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Spectral convergence ||a - b|| / ||b|| plus mean |ln a - ln b| of magnitudes [B, K, F] -> [B].
+
+    The denominator is held above 0.1, so that a silent row stays finite.
+    """
+    convergence = (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1).clamp_min(0.1)
+    return convergence + (a.log() - b.log()).abs().mean((1, 2))
+
+
+def stft_distance(audio: Tensor, reference: Tensor, resolutions: Sequence[int] = RESOLUTIONS) -> Tensor:
+    """audio, reference [B, N] -> `spectral_distance` [B], the mean over resolutions."""
+    return torch.stack([spectral_distance(magnitudes(audio, n), magnitudes(reference, n)) for n in resolutions]).mean(0)
+
+
+class ReconstructionLoss(nn.Module):
+    """(audio, reference) [B, N] -> (stft, mel), two scalars.
+
+    stft: `stft_distance`. mel: L1 of natural-log mel, the mean over the codec's own log-mel and one mel at each STFT resolution.
+    """
+
+    def __init__(self, config: MelConfig, resolutions: Sequence[int] = RESOLUTIONS) -> None:
+        super().__init__()
+        self.resolutions = tuple(resolutions)
+        self.log_mel = LogMel(config)
+        for n_fft in self.resolutions:
+            self.register_buffer(f"filters_{n_fft}", mel_filters(config.model_copy(update={"n_fft": n_fft})).T, persistent=False)
+
+    def forward(self, audio: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(audio.device.type, enabled=False):
+            ln10 = 2.302585
+            mels = [ln10 * (self.log_mel(audio) - self.log_mel(reference)).abs().mean()]
+            stfts = []
+            for n_fft in self.resolutions:
+                a, b = magnitudes(audio, n_fft), magnitudes(reference, n_fft)
+                filters = getattr(self, f"filters_{n_fft}")
+                stfts.append(spectral_distance(a, b).mean())
+                mels.append(((filters @ a).clamp_min(FLOOR).log() - (filters @ b).clamp_min(FLOOR).log()).abs().mean())
+            return torch.stack(stfts).mean(), torch.stack(mels).mean()
+
+
+class SpectrumJudge(nn.Module):
+    """Convolutions over one complex spectrogram; the frequency axis is halved four times."""
+
+    def __init__(self, n_fft: int, width: int) -> None:
+        super().__init__()
+        self.n_fft = n_fft
+        channels = (2, width, 2 * width, 4 * width, 4 * width)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, (3, 5), stride=(1, 2), padding=(1, 2)) for a, b in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.head = nn.Conv2d(channels[-1], 1, (3, 3), padding=1)
+
+    def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """audio [B, N] -> scores [B, ...] and the features of each layer."""
+        z = spectrum(audio, self.n_fft)
+        # |z|^0.3 with the phase kept: quiet parts count, and the phases between frames can be judged.
+        z = torch.view_as_real(z * (z.real.square() + z.imag.square() + 1e-6) ** -0.35)
+        x = z.permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
+        features = []
+        for layer in self.layers:
+            x = nn.functional.leaky_relu(layer(x), 0.1)
+            features.append(x)
+        return self.head(x), features
+
+
+class Discriminator(nn.Module):
+    """One `SpectrumJudge` a resolution."""
+
+    def __init__(self, width: int, resolutions: Sequence[int] = RESOLUTIONS) -> None:
+        super().__init__()
+        self.judges = nn.ModuleList(SpectrumJudge(n_fft, width) for n_fft in resolutions)
+
+    def forward(self, audio: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+        return [judge(audio) for judge in self.judges]
+
+
+def discriminator_loss(discriminator: Discriminator, audio: Tensor, reference: Tensor) -> Tensor:
+    """Hinge loss: real above 1, made below -1."""
+    real, made = discriminator(reference), discriminator(audio)
+    terms = [(1 - r).float().relu().mean() + (1 + m).float().relu().mean() for (r, _), (m, _) in zip(real, made, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def generator_losses(discriminator: Discriminator, audio: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """(adversarial, feature matching) scalars; features are compared relative to their own size."""
+    with torch.no_grad():
+        real = discriminator(reference)
+    made = discriminator(audio)
+    adversarial = torch.stack([-score.float().mean() for score, _ in made]).mean()
+    distances = [
+        (m.float() - r.float()).abs().mean() / r.float().abs().mean().clamp_min(1e-3)
+        for (_, fs), (_, rs) in zip(made, real, strict=True)
+        for m, r in zip(fs, rs, strict=True)
+    ]
+    return adversarial, torch.stack(distances).mean()

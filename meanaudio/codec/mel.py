@@ -1,0 +1,55 @@
+"""Log-mel spectrogram, as the 16 kHz release defines it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from meanaudio.config import MelConfig
+from meanaudio.types import InputError
+
+FLOOR = 1e-5  # mel magnitude under which everything counts as silence: log10 gives -5
+
+
+def mel_filters(config: MelConfig) -> Tensor:
+    """Slaney filters of unit area [n_fft // 2 + 1, M]."""
+    from transformers.audio_utils import mel_filter_bank  # slow to import, and only some callers need it
+
+    filters = mel_filter_bank(
+        num_frequency_bins=config.n_fft // 2 + 1,
+        num_mel_filters=config.n_mels,
+        min_frequency=config.f_min,
+        max_frequency=config.f_max,
+        sampling_rate=config.sample_rate,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.from_numpy(filters).float()
+
+
+class LogMel(nn.Module):
+    """audio [B, N] in [-1, 1] -> log10 mel magnitude [B, M, F] with F = N // hop_length.
+
+    Frame f is centred at sample (f + 0.5) * hop_length. Of an N that is no multiple of hop_length the last N % hop_length samples get no
+    frame of their own; the last frames' windows still see them. Differentiable; float32 inside, also under autocast.
+    """
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, config: MelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pad = (config.n_fft - config.hop_length) // 2
+        self.register_buffer("filters", mel_filters(config), persistent=False)
+        self.register_buffer("window", torch.hann_window(config.win_length), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        c = self.config
+        if audio.ndim != 2 or audio.shape[1] <= self.pad:
+            raise InputError(f"log-mel needs audio [B, N] with N > {self.pad} samples, got {tuple(audio.shape)}")
+        with torch.autocast(audio.device.type, enabled=False):
+            audio = nn.functional.pad(audio.float().clamp(-1, 1), (self.pad, self.pad), mode="reflect")
+            spectrum = torch.stft(audio, c.n_fft, c.hop_length, c.win_length, self.window, center=False, return_complex=True)
+            magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-9).sqrt()
+            return torch.log10((magnitude.mT @ self.filters).clamp_min(FLOOR)).mT

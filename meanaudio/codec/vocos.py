@@ -1,0 +1,120 @@
+"""Vocoder: log-mel to audio by ConvNeXt blocks at frame rate and an inverse STFT (the idea of Vocos, arXiv 2306.00814)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from meanaudio.codec.blocks import ConvNeXtBlock
+from meanaudio.codec.mel import FLOOR
+from meanaudio.types import InputError
+
+CLOCK = 64  # frames after which the position clock repeats
+
+
+class InverseSTFT(nn.Module):
+    """spectrum (complex) [B, F, n_fft // 2 + 1] -> audio [B, F * hop]: frame f is centred at sample (f + 0.5) * hop, as in codec/mel.py.
+
+    n_fft must be a multiple of hop_length.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, hop_length: int) -> None:
+        super().__init__()
+        if n_fft % hop_length or n_fft < 2 * hop_length:
+            raise InputError(f"vocoder n_fft {n_fft} must be a multiple (2 or more) of hop_length {hop_length}")
+        self.n_fft, self.hop_length = n_fft, hop_length
+        self.pad = (n_fft - hop_length) // 2
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        """Windowed frames, overlap-added and divided by the windows' summed squares."""
+        frames = torch.fft.irfft(spectrum, self.n_fft) * self.window
+        weight = self.window.square().expand(1, frames.shape[1], -1)
+        return self._overlap_add(frames) / self._overlap_add(weight).clamp_min(1e-8)
+
+    def _overlap_add(self, frames: Tensor) -> Tensor:
+        batch, count, _ = frames.shape
+        parts = self.n_fft // self.hop_length
+        pieces = frames.reshape(batch, count, parts, self.hop_length)
+        total = sum(nn.functional.pad(pieces[:, :, i], (0, 0, i, parts - 1 - i)) for i in range(parts))
+        return total.flatten(1)[:, self.pad : self.pad + count * self.hop_length]
+
+
+def _mel_centres(n_mels: int, f_min: float, f_max: float) -> Tensor:
+    """Centre frequencies [M] in Hz of the Slaney scale: linear under 1 kHz, logarithmic above."""
+
+    def to_mel(hz: float) -> float:
+        return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
+
+    mel = torch.linspace(to_mel(f_min), to_mel(f_max), n_mels + 2, dtype=torch.float64)[1:-1]
+    return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
+
+
+def _interpolation(n_mels: int, bins: int, sample_rate: int, f_min: float, f_max: float) -> Tensor:
+    """Matrix [M, K] that reads M band values at the K STFT bins, linearly between band centres."""
+    centres = _mel_centres(n_mels, f_min, f_max)
+    bin_hz = torch.linspace(0, sample_rate / 2, bins, dtype=torch.float64).clamp(centres[0], centres[-1])
+    right = torch.searchsorted(centres, bin_hz).clamp(1, n_mels - 1)
+    share = (bin_hz - centres[right - 1]) / (centres[right] - centres[right - 1])
+    matrix = torch.zeros(n_mels, bins, dtype=torch.float64)
+    columns = torch.arange(bins)
+    matrix[right - 1, columns] = 1 - share
+    matrix[right, columns] = share
+    return matrix.float()
+
+
+class Vocos(nn.Module):
+    """mel [B, M, F] (log10, see codec/mel.py) -> audio [B, F * hop_length].
+
+    Each STFT bin is the level that its mel bands state, times a complex number from the network: the level carries the dynamics, the network the
+    fine structure and the phase. The level has the mel's floor taken off, so digital silence comes out as silence whatever the weights.
+    A learned clock (position modulo 64 frames) lets a stationary input give phases that move on, which a convolution alone cannot do.
+    """
+
+    to_bins: Tensor
+
+    def __init__(
+        self,
+        n_mels: int,
+        width: int,
+        intermediate: int,
+        blocks: int,
+        n_fft: int,
+        hop_length: int,
+        *,
+        sample_rate: int = 16000,
+        f_min: float = 0.0,
+        f_max: float = 8000.0,
+    ) -> None:
+        super().__init__()
+        bins = n_fft // 2 + 1
+        self.inverse_stft = InverseSTFT(n_fft, hop_length)
+        self.log_bin_hz = math.log(sample_rate / n_fft)
+        self.register_buffer("to_bins", _interpolation(n_mels, bins, sample_rate, f_min, f_max), persistent=False)
+        self.embed = nn.Conv1d(n_mels, width, 7, padding=3)
+        self.clock = nn.Parameter(torch.randn(CLOCK, width, generator=torch.Generator().manual_seed(0)) * 0.1)
+        self.embed_norm = nn.LayerNorm(width, eps=1e-6)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(width, intermediate, scale=1 / blocks) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, 2 * bins)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """mel [B, M, F] -> audio [B, F * hop_length], float32."""
+        frames = mel.shape[-1]
+        clock = self.clock.repeat(frames // CLOCK + 1, 1)[:frames]
+        x = self.embed_norm(self.embed((mel + 3) / 2).mT + clock)
+        for block in self.blocks:
+            x = block(x)
+        real, imaginary = self.head(self.norm(x)).float().chunk(2, dim=-1)
+        with torch.autocast(mel.device.type, enabled=False):
+            level = self._level(mel.float())
+            return self.inverse_stft(torch.complex(level * real, level * imaginary))
+
+    def _level(self, mel: Tensor) -> Tensor:
+        """STFT magnitude [B, F, K] that a flat spectrum inside each band would have."""
+        bands = torch.log((10**mel - FLOOR).clamp_min(0) + 1e-8)
+        return (bands.mT @ self.to_bins + self.log_bin_hz).exp()

@@ -1,0 +1,339 @@
+"""Every setting of the project as frozen models, read from YAML.
+
+A config file may state `extends: other.yaml` and then only its difference. `a.b=value` overrides come last.
+An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from meanaudio.audio import AudioSpec
+from meanaudio.types import InputError
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# ---------------------------------------------------------------- networks
+
+
+class MelConfig(Config):
+    """Log-mel definition. The defaults are the 16 kHz release's: see codec/mel.py."""
+
+    sample_rate: int = Field(16000, gt=0)
+    n_fft: int = Field(1024, gt=0)
+    hop_length: int = Field(256, gt=0)
+    win_length: int = Field(1024, gt=0)
+    n_mels: int = Field(80, gt=0)
+    f_min: float = Field(0.0, ge=0)
+    f_max: float = Field(8000.0, gt=0)
+
+
+class VAEConfig(Config):
+    """1-D VAE over log-mel frames. strides: one temporal stride a level; their product is the mel frames a latent."""
+
+    kind: Literal["conv"] = "conv"
+    latent_dim: int = Field(32, gt=0)
+    width: int = Field(256, gt=0)
+    blocks: int = Field(2, gt=0)
+    strides: tuple[int, ...] = (2, 2)
+
+
+class VocoderConfig(Config):
+    """Vocos-style vocoder: ConvNeXt blocks and an inverse STFT."""
+
+    kind: Literal["vocos"] = "vocos"
+    width: int = Field(384, gt=0)
+    intermediate: int = Field(1152, gt=0)
+    blocks: int = Field(8, gt=0)
+    n_fft: int = Field(1024, gt=0)
+
+
+class CodecConfig(Config):
+    mel: MelConfig = MelConfig()
+    vae: VAEConfig = VAEConfig()
+    vocoder: VocoderConfig = VocoderConfig()
+
+    def audio_spec(self) -> AudioSpec:
+        frames = 1
+        for stride in self.vae.strides:
+            frames *= stride
+        return AudioSpec(self.mel.sample_rate, self.mel.hop_length, frames)
+
+
+class TextConfig(Config):
+    """Text encoder by name; see text/__init__.py for the table."""
+
+    encoder: str = "minilm"
+    max_tokens: int = Field(64, gt=2)
+
+
+# Sizes of the transformer by name. s and l are the paper's.
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": {"width": 32, "num_heads": 2, "joint_depth": 1, "single_depth": 1},
+    "mini": {"width": 192, "num_heads": 3, "joint_depth": 2, "single_depth": 4},
+    "small": {"width": 256, "num_heads": 4, "joint_depth": 2, "single_depth": 6},
+    "s": {"width": 448, "num_heads": 7, "joint_depth": 4, "single_depth": 8},
+    "l": {"width": 896, "num_heads": 14, "joint_depth": 4, "single_depth": 8},
+}
+
+
+class NetworkConfig(Config):
+    """The transformer. A `preset` (see PRESETS) states width, heads and depths; what is stated beside it wins."""
+
+    latent_dim: int = Field(32, gt=0)
+    sequence_dim: int = Field(384, gt=0)
+    pooled_dim: int = Field(384, gt=0)
+    width: int = Field(256, gt=0)
+    num_heads: int = Field(4, gt=0)
+    joint_depth: int = Field(2, ge=1)
+    single_depth: int = Field(4, ge=0)
+    interval: Literal["none", "absolute", "relative"] = "relative"
+    guidance_embedding: bool = False
+    mask_text: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "preset" not in values:
+            return values
+        values = dict(values)
+        preset = values.pop("preset")
+        if preset not in PRESETS:
+            raise ValueError(f"preset {preset!r} must be one of {', '.join(PRESETS)}")
+        return {**PRESETS[preset], **values}
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self):
+        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+            raise ValueError(f"width {self.width} must be an even multiple of num_heads {self.num_heads}")
+        return self
+
+
+# ---------------------------------------------------------------- objectives
+
+
+class ScheduleConfig(Config):
+    """A value over training progress in [0, 1]: `start` until `begin`, then a cosine ramp to `stop` at `end`."""
+
+    start: float
+    stop: float
+    begin: float = Field(0.0, ge=0, le=1)
+    end: float = Field(1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.end < self.begin:
+            raise ValueError(f"end {self.end} lies before begin {self.begin}")
+        return self
+
+
+def constant(value: float) -> ScheduleConfig:
+    return ScheduleConfig(start=value, stop=value)
+
+
+class TimeConfig(Config):
+    """How (t, r) are drawn: logit-normal, with optional rows at the end points used by one-step sampling."""
+
+    mean: float = -0.4
+    std: float = Field(1.0, gt=0)
+    endpoint_fraction: float = Field(0.0, ge=0, le=1)
+
+
+class ObjectiveConfig(Config):
+    """See objectives/ for each kind.
+
+    interval_fraction: share of the rows with r < t. guidance: how much of the guided target is mixed in, 0 none, 1 all of it.
+    omega, kappa: the mix of the guided target; its effective scale is omega / (1 - kappa).
+    dropped_rows: rows that lose their text regress the plain velocity ("plain") or a guided one ("release").
+    """
+
+    kind: Literal["flow_matching", "mean_flow"] = "mean_flow"
+    time: TimeConfig = TimeConfig()
+    interval_fraction: ScheduleConfig = constant(0.25)
+    guidance: ScheduleConfig = constant(1.0)
+    omega: float = Field(0.3, gt=0)
+    kappa: float = Field(0.9, ge=0, lt=1)
+    text_dropout: float = Field(0.1, ge=0, lt=1)
+    dropped_rows: Literal["plain", "release"] = "plain"
+    adaptive_epsilon: float = Field(1e-3, gt=0)
+    adaptive_power: float = Field(1.0, ge=0)
+
+
+# ---------------------------------------------------------------- training
+
+
+class SceneConfig(Config):
+    """Weights of the ways short clips are composed into one training window."""
+
+    single: float = Field(0.4, ge=0)
+    repeat: float = Field(0.2, ge=0)
+    sequence: float = Field(0.2, ge=0)
+    overlay: float = Field(0.2, ge=0)
+
+
+class OptimConfig(Config):
+    """AdamW. The rate rises linearly over `warmup` steps, then follows `decay` to `final` times its peak."""
+
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(1e-6, ge=0)
+    clip: float = Field(1.0, gt=0)
+    warmup: int = Field(100, ge=0)
+    decay: Literal["constant", "cosine", "steps"] = "cosine"
+    final: float = Field(0.01, ge=0, le=1)
+    ema: float = Field(0.05, ge=0, lt=0.29, description="relative width sigma_rel of the power-function EMA; 0 keeps none")
+
+
+class LoopConfig(Config):
+    steps: int = Field(1000, gt=0)
+    batch_size: int = Field(16, gt=0)
+    seed: int = Field(0, ge=0)
+    precision: Literal["float32", "bf16"] = "float32"
+    log_every: int = Field(20, gt=0)
+    sample_every: int = Field(500, gt=0)
+    save_every: int = Field(500, gt=0)
+
+
+class VAETrainConfig(Config):
+    window: float = Field(2.048, gt=0, description="seconds of audio a row")
+    kl_weight: float = Field(1e-4, ge=0)
+    gradient_weight: float = Field(0.5, ge=0, description="weight of the time and frequency differences of the mel")
+
+
+class VocoderTrainConfig(Config):
+    window: float = Field(1.024, gt=0, description="seconds of audio a row")
+    mel_weight: float = Field(1.0, ge=0)
+    stft_weight: float = Field(1.0, ge=0)
+    adversarial_weight: float = Field(0.1, ge=0)
+    feature_weight: float = Field(0.2, ge=0)
+    adversarial_from: float = Field(0.5, ge=0, le=1, description="progress at which the discriminator starts")
+    discriminator_width: int = Field(16, gt=0)
+    reconstructed_share: float = Field(0.0, ge=0, le=1, description="share of rows whose mel went through the VAE first")
+
+
+class TrainConfig(Config):
+    """One training run. `task` says which network is trained and which of the sections matter."""
+
+    task: Literal["vae", "vocoder", "generator"] = "generator"
+    data: str = Field("data/sounds", description="vae, vocoder: a manifest; generator: a folder of shards from `meanaudio prepare`")
+    codec_from: str | None = Field(None, description="folder of an earlier codec training whose parts are used")
+    init_from: str | None = Field(None, description="folder of a checkpoint whose network is continued")
+    seconds: float = Field(5.12, gt=0, description="length of a generator's training window")
+    codec: CodecConfig = CodecConfig()
+    scenes: SceneConfig = SceneConfig()
+    text: TextConfig = TextConfig()
+    network: NetworkConfig = NetworkConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    vae: VAETrainConfig = VAETrainConfig()
+    vocoder: VocoderTrainConfig = VocoderTrainConfig()
+    optim: OptimConfig = OptimConfig()
+    loop: LoopConfig = LoopConfig()
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+class CheckpointConfig(Config):
+    """config.json of a complete checkpoint: everything inference needs to know.
+
+    seconds: length of the training windows. codec_hash: sha256 of the VAE file the network was trained with.
+    latent_mean, latent_std: per channel; the network works on (latents - mean) / std.
+    """
+
+    format: Literal[1] = 1
+    seconds: float = Field(gt=0)
+    codec: CodecConfig
+    codec_hash: str
+    text: TextConfig
+    network: NetworkConfig
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _widths_agree(self):
+        widths = {self.codec.vae.latent_dim, self.network.latent_dim, len(self.latent_mean), len(self.latent_std)}
+        if len(widths) != 1:
+            raise ValueError(f"codec, network and latent statistics disagree on the number of latent channels: {sorted(widths)}")
+        return self
+
+
+# ---------------------------------------------------------------- reading
+
+T = TypeVar("T", bound=Config)
+
+
+def parse(cls: type[T], values: dict[str, Any], source: str = "config") -> T:
+    """Validate `values` as `cls`. Raises InputError that lists every fault, with the nearest known key for an unknown one."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{source}: " + "; ".join(_explain(cls, e) for e in error.errors())) from None
+
+
+def load_config(cls: type[T], path: str | Path, overrides: Iterable[str] = ()) -> T:
+    """Read a YAML file (and what it extends), apply `a.b=value` overrides, validate."""
+    values = _read(Path(path), seen=())
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"override {override!r} must look like section.key=value")
+        _set(values, key.split("."), _yaml(text, f"override {override!r}"), override)
+    return parse(cls, values, str(path))
+
+
+def _read(path: Path, seen: Sequence[Path]) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"no such config file: {path}")
+    if path.resolve() in seen:
+        raise InputError(f"{path}: extends itself")
+    values = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected keys and values, got {type(values).__name__}")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    return _merge(_read(path.parent / str(base), (*seen, path.resolve())), values)
+
+
+def _yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: not valid YAML ({error})") from None
+
+
+def _merge(base: dict[str, Any], difference: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in difference.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise InputError(f"override {override!r}: {key!r} is a value, not a section")
+    values[keys[-1]] = value
+
+
+def _explain(cls: type[BaseModel], error: Any) -> str:
+    where = ".".join(str(p) for p in error["loc"]) or "config"
+    if error["type"] != "extra_forbidden":
+        return f"{where} = {error['input']!r}: {error['msg']}"
+    section: Any = cls
+    for part in error["loc"][:-1]:
+        section = section.model_fields[part].annotation
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+    return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")

@@ -1,0 +1,53 @@
+"""The straight path between data (t = 0) and noise (t = 1), and how times on it are drawn."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from meanaudio.config import ScheduleConfig, TimeConfig
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, 1, ...] so that it multiplies `like`."""
+    return t.reshape(-1, *[1] * (like.ndim - 1)).to(like.dtype)
+
+
+def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """z_t = (1 - t) x + t noise, for x, noise [B, ...] and t [B]."""
+    t = expand(t, x)
+    return (1 - t) * x + t * noise
+
+
+def velocity(x: Tensor, noise: Tensor) -> Tensor:
+    """The path's instantaneous velocity dz/dt = noise - x, the same at every t."""
+    return noise - x
+
+
+def sample_times(batch: int, config: TimeConfig, interval_fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw (t, r), each [B], r <= t: two logit-normal draws, t the larger.
+
+    A share 1 - interval_fraction of the rows gets r = t (MeanAudio's mix-up). The number of rows is exact, not random: the share is
+    rounded up or down at random so that its mean is right also in small batches. Rows are shuffled implicitly: rows are independent.
+    `endpoint_fraction` of the interval rows become (t, r) = (1, 0), the jump that one-step sampling takes.
+    """
+    draws = torch.sigmoid(torch.randn(2, batch, generator=generator) * config.std + config.mean)
+    t, r = draws.amax(0), draws.amin(0)
+    rows = batch * interval_fraction
+    intervals = math.floor(rows) + int(torch.rand((), generator=generator) < rows - math.floor(rows))
+    r[intervals:] = t[intervals:]
+    ends = torch.rand(batch, generator=generator) < config.endpoint_fraction
+    ends[intervals:] = False
+    return torch.where(ends, 1.0, t), torch.where(ends, 0.0, r)
+
+
+def schedule(config: ScheduleConfig, progress: float) -> float:
+    """The schedule's value at `progress` in [0, 1]."""
+    if progress <= config.begin and config.begin < config.end:
+        return config.start
+    if progress >= config.end:
+        return config.stop
+    share = (progress - config.begin) / (config.end - config.begin)
+    return config.start + (config.stop - config.start) * 0.5 * (1 - math.cos(math.pi * share))

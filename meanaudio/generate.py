@@ -1,0 +1,54 @@
+"""Prompts to sound files, with what a listener at a terminal wants to know."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from meanaudio.audio import SAVE_SUFFIXES
+from meanaudio.errors import InputError
+from meanaudio.pipeline import MeanAudio
+from meanaudio.plots import save_spectrogram
+
+
+def file_stem(prompt: str, index: int) -> str:
+    """A file name that survives any prompt: number, then its first words in plain letters."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    return f"{index:02d}-{words[:50].strip('-')}" if words else f"{index:02d}"
+
+
+def target_paths(out: Path, prompts: Sequence[str]) -> list[Path]:
+    """`out` itself for one prompt and a file name; NN-words.wav inside it where it is a folder. Raises InputError for a mix-up."""
+    if out.suffix.lower() in SAVE_SUFFIXES:
+        if len(prompts) > 1:
+            raise InputError(f"{len(prompts)} prompts do not fit in one file {out}; give a folder")
+        return [out]
+    if out.suffix and not out.is_dir():
+        raise InputError(f"cannot write {out.name!r}: the suffix must be one of {', '.join(SAVE_SUFFIXES)}")
+    return [out / f"{file_stem(prompt, i)}.wav" for i, prompt in enumerate(prompts)]
+
+
+def generate_files(
+    prompts: Sequence[str], out: Path, *, model: str, device: str | None, dtype: str | None, spectrogram: bool, **options
+) -> list[Path]:
+    """Generate every prompt and write it below `out`; print path, seed, level and speed. options: as MeanAudio.generate's."""
+    if not prompts:
+        raise InputError("no prompt given: meanaudio generate 'rain on a tin roof' -o rain.wav")
+    paths = target_paths(out, prompts)
+    pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype)
+    pipeline.encode_text(["warm up"])  # reads the encoder's weights, so that the time printed is that of generation
+    began = time.perf_counter()
+    audio = pipeline.generate(list(prompts), **options)
+    seconds = time.perf_counter() - began
+    for i, path in enumerate(paths):
+        audio.save(path, i)
+        clip = audio.samples[i]
+        rms, peak = (f"{20 * x.clamp_min(1e-5).log10():.1f}" for x in (clip.square().mean().sqrt(), clip.abs().max()))
+        print(f"{path}  seed {audio.parameters[i]['seed']}  {len(clip) / audio.sample_rate:.2f} s  rms {rms} dBFS  peak {peak} dBFS")
+        if spectrogram:
+            save_spectrogram(path.with_suffix(".png"), clip, audio.sample_rate, prompts[i])
+    length = audio.samples.numel() / audio.sample_rate
+    print(f"{seconds:.2f} s for {length:.2f} s of sound: real-time factor {seconds / length:.4f} on {pipeline.device}")
+    return paths

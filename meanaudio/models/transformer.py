@@ -1,0 +1,123 @@
+"""The one network: a Flux-style latent transformer. Flow matching and mean velocity differ by flags (METHODS: MeanAudio, arXiv 2508.06098)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from meanaudio.models.layers import JointBlock, Modulation, SequenceConv, StreamBlock, SwiGLU, TimeEmbedding, modulate, rotary_angles
+from meanaudio.types import Field, InputError, TextFeatures
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Text as the network sees it, made once per prompt. sequence [B, S, W]; pooled [B, W]; mask [B, S] or None (all real)."""
+
+    sequence: Tensor
+    pooled: Tensor
+    mask: Tensor | None
+
+    def __getitem__(self, index) -> Condition:
+        return Condition(self.sequence[index], self.pooled[index], None if self.mask is None else self.mask[index])
+
+    def detach(self) -> Condition:
+        return Condition(self.sequence.detach(), self.pooled.detach(), self.mask)
+
+
+class Transformer(nn.Module):
+    """Velocity network over latents [B, L, C] of any length.
+
+    interval: "none" sees t only (flow matching); "absolute" adds an embedding of r (the release); "relative" adds an embedding of
+    t - r that starts at zero, so that a flow-matching network continues from the function it had.
+    guidance_embedding: a zero-initialised embedding of the guidance scale.
+    mask_text: padded text tokens are hidden from attention (the release attends to them).
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        sequence_dim: int,
+        pooled_dim: int,
+        width: int,
+        num_heads: int,
+        joint_depth: int,
+        single_depth: int,
+        interval: Literal["none", "absolute", "relative"],
+        guidance_embedding: bool = False,
+        mask_text: bool = True,
+    ) -> None:
+        super().__init__()
+        self.latent_dim, self.head_dim = latent_dim, width // num_heads
+        self.sequence_dim, self.pooled_dim = sequence_dim, pooled_dim
+        self.interval, self.mask_text = interval, mask_text
+        self.audio_in = nn.Sequential(SequenceConv(latent_dim, width, 7), nn.SELU(), SwiGLU(width, 7))
+        self.sequence_in = nn.Sequential(nn.Linear(sequence_dim, width), SwiGLU(width))
+        self.pooled_in = nn.Sequential(nn.Linear(pooled_dim, width), SwiGLU(width))
+        self.time_embedding = TimeEmbedding(width)
+        self.interval_embedding = None if interval == "none" else TimeEmbedding(width)
+        self.guidance_embedding = TimeEmbedding(width) if guidance_embedding else None
+        self.joint_blocks = nn.ModuleList(JointBlock(width, num_heads, last=i == joint_depth - 1) for i in range(joint_depth))
+        self.single_blocks = nn.ModuleList(StreamBlock(width, num_heads, 3) for _ in range(single_depth))
+        self.out_modulation = Modulation(width, 2)
+        self.out = SequenceConv(width, latent_dim, 7)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for linear layers, N(0, 0.02) time embeddings, zeros for modulation, output and the relative branches' ends."""
+        zero = {m.linear for m in self.modules() if isinstance(m, Modulation)}
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module not in zero:
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for embedding in (self.time_embedding, self.interval_embedding, self.guidance_embedding):
+            if embedding is not None:
+                nn.init.normal_(embedding.mlp[0].weight, std=0.02)
+                nn.init.normal_(embedding.mlp[2].weight, std=0.02)
+        starts_at_zero = [self.guidance_embedding, self.interval_embedding if self.interval == "relative" else None]
+        for embedding in starts_at_zero:
+            if embedding is not None:
+                nn.init.zeros_(embedding.mlp[2].weight)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def condition(self, text: TextFeatures) -> Condition:
+        """Project text features once; the result serves every (z, t, r). Raises InputError on other feature widths."""
+        found, wanted = (text.sequence.shape[-1], text.pooled.shape[-1]), (self.sequence_dim, self.pooled_dim)
+        if found != wanted:
+            raise InputError(f"text features are {found} wide (sequence, pooled); this network takes {wanted}")
+        masked = self.mask_text and not bool(text.mask.all())
+        return Condition(self.sequence_in(text.sequence), self.pooled_in(text.pooled), text.mask if masked else None)
+
+    def forward(self, z: Tensor, t: Tensor, r: Tensor, condition: Condition, scale: Tensor | None = None) -> Tensor:
+        """z [B, L, C]; t, r [B] in [0, 1], r <= t; scale [B] guidance scale, for a network that takes one -> velocity [B, L, C]."""
+        c = self.time_embedding(t) + condition.pooled
+        if self.interval_embedding is not None:
+            c = c + self.interval_embedding(r if self.interval == "absolute" else t - r)
+        if self.guidance_embedding is not None:
+            if scale is None:
+                raise InputError("this network takes a guidance scale and got none")
+            c = c + self.guidance_embedding(scale.log())
+        elif scale is not None:
+            raise InputError("this network takes no guidance scale; guide it by two fields instead")
+        c = c[:, None]
+        angles = rotary_angles(z.shape[1], self.head_dim, z.device)
+        text, text_angles = condition.sequence, rotary_angles(condition.sequence.shape[1], self.head_dim, z.device)
+        x = self.audio_in(z)
+        mask = None
+        if condition.mask is not None:
+            mask = torch.nn.functional.pad(condition.mask, (x.shape[1], 0), value=True)[:, None, None]
+        for joint in self.joint_blocks:
+            x, text = joint(x, text, c, angles, text_angles, mask)
+        for single in self.single_blocks:
+            x = single(x, c, angles)
+        shift, gain = self.out_modulation(c)
+        return self.out(modulate(x, shift, gain))
+
+    def field(self, condition: Condition, scale: Tensor | None = None) -> Field:
+        """The network as a function of (z, t, r) for one condition."""
+        return lambda z, t, r: self(z, t, r, condition, scale)

@@ -1,0 +1,33 @@
+"""From a training run to a checkpoint for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
+from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, read_codec_config
+from meanaudio.config import CheckpointConfig, parse
+from meanaudio.errors import InputError
+from meanaudio.pipeline import NETWORK_FILE, MeanAudio
+
+
+def pack(network: Path, out: Path, *, codec: Path | None = None, half: bool = True) -> None:
+    """Join a generator's export with a vocoder (its own, or that of the folder `codec`) into one checkpoint folder.
+
+    half: weights are stored as float16, computed with in float32. The VAE must be the one the network was trained with, so it is
+    always the generator's own. Raises InputError if the vocoder was made for other mels, or if the result does not load.
+    """
+    config = parse(CheckpointConfig, read_json(network / "config.json"), str(network / "config.json"))
+    source = codec or network
+    if codec is not None:
+        other = read_codec_config(codec)
+        if other.mel != config.codec.mel:
+            raise InputError(f"{codec}: its vocoder takes {other.mel}, the network's codec gives {config.codec.mel}")
+        config = config.model_copy(update={"codec": config.codec.model_copy(update={"vocoder": other.vocoder})})
+    dtype = torch.float16 if half else None
+    for folder, name in ((network, NETWORK_FILE), (network, VAE_FILE), (source, VOCODER_FILE)):
+        save_weights(out / name, load_weights(folder / name), dtype)
+    write_json(out / "config.json", config.model_dump(mode="json"))
+    MeanAudio.from_pretrained(out, device="cpu")

@@ -1,0 +1,191 @@
+"""Text to audio: the one place where text, network, codec and sampler meet."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meanaudio import DEFAULT_MODEL
+from meanaudio.audio import limit_peak, save_audio
+from meanaudio.checkpoint import load_into, load_weights, read_json, resolve
+from meanaudio.codec.codec import Codec, load_codec
+from meanaudio.config import CheckpointConfig, NetworkConfig, parse
+from meanaudio.guidance import guided
+from meanaudio.models.transformer import Transformer
+from meanaudio.sampling import integrate, per_sample_noise, uniform_times
+from meanaudio.text import TextEncoder, make_encoder
+from meanaudio.types import InputError, TextFeatures
+
+NETWORK_FILE = "network.safetensors"
+MAX_DURATION = 120.0  # seconds
+MAX_PROMPT = 1000  # characters
+MAX_SEED = 2**63 - 1
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+def make_network(config: NetworkConfig) -> Transformer:
+    return Transformer(**config.model_dump())
+
+
+def resolve_device(device: str | None) -> torch.device:
+    """The device asked for, or the best there is: cuda, mps, cpu. Raises InputError for one that does not exist here."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """The dtype asked for ("float32", "bf16"), or bf16 on CUDA and float32 elsewhere."""
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: must be one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Generated sound. samples: [B, N] float32 on the CPU, peaks within 0.98. parameters: one dict a clip that makes it again."""
+
+    samples: Tensor
+    sample_rate: int
+    parameters: list[dict[str, Any]]
+
+    def save(self, path: str | Path, index: int = 0) -> Path:
+        """Write clip `index` as wav, flac or ogg with its parameters in the file's comment."""
+        return save_audio(path, self.samples[index], self.sample_rate, self.parameters[index])
+
+
+class MeanAudio:
+    """A loaded checkpoint. Build it with `from_pretrained`.
+
+    dtype: precision of matrix products in network and codec; weights, norms and the sampler's state stay float32.
+    """
+
+    def __init__(self, config: CheckpointConfig, network: Transformer, codec: Codec, encoder: TextEncoder, *, name: str, dtype: torch.dtype):
+        self.config, self.network, self.codec, self.encoder = config, network, codec, encoder
+        self.name, self.dtype = name, dtype
+        self.device = next(network.parameters()).device
+        self.mean = torch.tensor(config.latent_mean, device=self.device)
+        self.std = torch.tensor(config.latent_std, device=self.device)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.codec.spec.sample_rate
+
+    @staticmethod
+    def from_pretrained(name_or_path: str | Path = DEFAULT_MODEL, device: str | None = None, dtype: str | None = None) -> MeanAudio:
+        """Load a checkpoint folder, or one under checkpoints/ by name.
+
+        Raises InputError if it is unknown, incomplete, damaged, or holds weights of another network.
+        """
+        folder = resolve(name_or_path)
+        where = resolve_device(device)
+        config = parse(CheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json"))
+        with torch.device("meta"):  # no time spent on random weights that are overwritten
+            network = make_network(config.network)
+        network = network.to_empty(device="cpu")
+        load_into(network, load_weights(folder / NETWORK_FILE), folder / NETWORK_FILE)
+        encoder = make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where))
+        network = network.eval().requires_grad_(False).to(where)
+        codec = load_codec(folder).to(where)
+        return MeanAudio(config, network, codec, encoder, name=folder.name, dtype=resolve_dtype(dtype, where))
+
+    # The three stages; `generate` is their composition, and a benchmark may time each.
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
+        return self.encoder(texts).to(self.device)
+
+    @torch.inference_mode()
+    def sample_latents(
+        self, text: TextFeatures, seeds: Sequence[int], num_latents: int, *, steps: int = 1, guidance_scale: float = 1.0,
+        reference: TextFeatures | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Latents [B, num_latents, C] for B texts. reference: text features to move away from, one row or B, where the scale is not 1."""
+        noise = per_sample_noise((num_latents, self.config.network.latent_dim), seeds, self.device)
+        with self._precision():
+            field = self.network.field(self.network.condition(text))
+            if guidance_scale != 1:
+                if reference is None:
+                    raise InputError(f"guidance_scale = {guidance_scale} needs the features of a reference text")
+                away = self.network.field(self.network.condition(reference.expand(len(text))))
+                field = guided(field, away, guidance_scale)
+            normalised = integrate(field, noise, uniform_times(steps), mean=self.config.network.interval != "none")
+        return normalised.float() * self.std + self.mean
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, num_samples: int) -> Tensor:
+        """latents [B, L, C] -> audio [B, num_samples], peaks limited."""
+        with self._precision():
+            audio = self.codec.decode(latents)
+        return limit_peak(audio[:, :num_samples].float())
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        duration: float | None = None,
+        steps: int = 1,
+        guidance_scale: float = 1.0,
+        negative_prompt: str | None = None,
+        seed: int | None = None,
+    ) -> Audio:
+        """One clip a prompt, exactly `duration` seconds (default: the length the checkpoint was trained at).
+
+        steps: network evaluations (twice as many with guidance). guidance_scale: 1 is none; a checkpoint whose training folded guidance
+        in needs none. negative_prompt: what to move away from, with a guidance_scale above 1.
+        seed: clip k is drawn from seed + k, and is the same alone or in a batch; drawn at random if None (see Audio.parameters).
+        Raises InputError for an empty or overlong prompt and for numbers out of range.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        duration = self.config.seconds if duration is None else duration
+        _check(prompts, duration, guidance_scale, negative_prompt, seed)
+        if duration > 1.5 * self.config.seconds:
+            warnings.warn(f"{self.name} was trained on {self.config.seconds:g} s; {duration:g} s may drift or repeat", stacklevel=2)
+        first = secrets.randbelow(2**31) if seed is None else seed
+        seeds = [first + k for k in range(len(prompts))]
+        guiding = guidance_scale != 1
+        features = self.encode_text([*prompts, negative_prompt or ""] if guiding else prompts)
+        latents = self.sample_latents(
+            features[: len(prompts)], seeds, self.codec.spec.covering_latents(duration), steps=steps,
+            guidance_scale=guidance_scale, reference=features[len(prompts) :] if guiding else None,
+        )  # fmt: skip
+        samples = self.decode(latents, self.codec.spec.num_samples(duration)).cpu()
+        shared = {"model": self.name, "duration": duration, "steps": steps, "guidance_scale": guidance_scale}
+        shared |= {"negative_prompt": negative_prompt} if negative_prompt else {}
+        return Audio(samples, self.sample_rate, [{"prompt": p, "seed": s, **shared} for p, s in zip(prompts, seeds, strict=True)])
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def _check(prompts: list[str], duration: float, guidance_scale: float, negative_prompt: str | None, seed: int | None) -> None:
+    if not prompts:
+        raise InputError("no prompt given")
+    for prompt in [*prompts, *([negative_prompt] if negative_prompt is not None else [])]:
+        if not prompt.strip():
+            raise InputError(f"empty prompt {prompt!r}: describe a sound, as in 'rain on a tin roof'")
+        if len(prompt) > MAX_PROMPT:
+            raise InputError(f"prompt of {len(prompt)} characters ({prompt[:30]!r}...): at most {MAX_PROMPT}")
+    if not 0 < duration <= MAX_DURATION:
+        raise InputError(f"duration = {duration} s: must be above 0 and at most {MAX_DURATION:g}")
+    if not 1 <= guidance_scale <= 100:
+        raise InputError(f"guidance_scale = {guidance_scale}: must be from 1 (none) to 100")
+    if negative_prompt is not None and guidance_scale == 1:
+        raise InputError(f"negative_prompt {negative_prompt!r} has no effect at guidance_scale 1; ask for more, such as 2")
+    if seed is not None and not 0 <= seed <= MAX_SEED - len(prompts):
+        raise InputError(f"seed = {seed}: must be from 0 to {MAX_SEED - len(prompts)}")

@@ -1,0 +1,218 @@
+"""Training the codec's two networks: the mel VAE, then the vocoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from meanaudio.audio import limit_peak, save_audio
+from meanaudio.checkpoint import save_weights, write_json
+from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_vae, make_vae, make_vocoder
+from meanaudio.codec.losses import Discriminator, ReconstructionLoss, discriminator_loss, generator_losses, stft_distance
+from meanaudio.codec.mel import LogMel
+from meanaudio.codec.vae import MelVAE
+from meanaudio.config import CodecConfig, TrainConfig
+from meanaudio.plots import save_mels, save_spectrograms
+from meanaudio.training.loop import Update
+from meanaudio.training.windows import WindowSampler, load_sounds
+from meanaudio.types import InputError
+
+HELD_OUT_ROWS = 48
+HELD_OUT_SEED = 20_000
+SHOWN = 4
+
+
+def _num_samples(seconds: float, config: CodecConfig) -> int:
+    """Samples of a window: whole latents."""
+    spec = config.audio_spec()
+    return max(1, spec.window_latents(seconds)) * spec.samples_per_latent
+
+
+class _CodecTask:
+    """What both tasks share: windows of the training clips, and one fixed batch of held-out windows."""
+
+    def __init__(self, config: TrainConfig, codec: CodecConfig, device: torch.device, seconds: float) -> None:
+        self.config, self.codec, self.device = config, codec, torch.device(device)
+        self.mel = LogMel(codec.mel).to(self.device)
+        num_samples, rate = _num_samples(seconds, codec), codec.mel.sample_rate
+        self.sampler = WindowSampler(load_sounds(Path(config.data), ["train"], rate), num_samples, config.loop.seed)
+        held_out = WindowSampler(load_sounds(Path(config.data), ["val", "test"], rate), num_samples, HELD_OUT_SEED, augment=False)
+        self.held_out, _ = held_out.batch(0, HELD_OUT_ROWS)
+
+    def batch(self, step: int) -> tuple[Tensor, list[str]]:
+        """Windows [B, N] of batch number `step` and their ids."""
+        audio, ids = self.sampler.batch(step, self.config.loop.batch_size)
+        return audio.to(self.device), ids
+
+    def generator(self, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.loop.seed * 1_000_003 + step)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.loop.precision == "bf16")
+
+    def write_config(self, folder: Path) -> None:
+        write_json(folder / "config.json", {"codec": self.codec.model_dump(mode="json")})
+
+
+class VAETask(_CodecTask):
+    """L1 of the normalised mel and of its differences along time and frequency, plus a light KL term."""
+
+    averaged = "vae"
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(config, config.codec, device, config.vae.window)
+        with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global stream
+            torch.manual_seed(config.loop.seed)
+            vae = make_vae(config.codec).to(self.device)
+        self._measure(vae)
+        self.networks: dict[str, nn.Module] = {"vae": vae}
+
+    @torch.no_grad()
+    def _measure(self, vae: MelVAE) -> None:
+        """Set the mel's mean and deviation per band from 256 training windows."""
+        audio, _ = WindowSampler(
+            [s for group in self.sampler.groups for s in group], self.held_out.shape[1], HELD_OUT_SEED + 1
+        ).batch(0, 256)
+        mel = self.mel(audio.to(self.device))
+        vae.mel_mean.copy_(mel.mean((0, 2)))
+        vae.mel_std.copy_(mel.std((0, 2)).clamp_min(0.05))
+
+    def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
+        audio, ids = self.batch(step)
+        vae: MelVAE = self.networks["vae"]  # type: ignore[assignment]
+        mel = self.mel(audio)
+        with self.autocast():
+            posterior = vae.encode(mel)
+            output = vae.decode_normalized(posterior.sample(self.generator(step)))
+        output, target = output.float(), vae.normalize(mel)
+        l1 = (output - target).abs().mean()
+        error = output - target
+        gradient = error.diff(dim=1).abs().mean() + error.diff(dim=2).abs().mean()
+        kl = 0.5 * (posterior.mean.square() + posterior.std.square() - 1 - 2 * posterior.std.log()).mean()
+        update("vae", l1 + self.config.vae.gradient_weight * gradient + self.config.vae.kl_weight * kl, ids)
+        return {"l1": l1.item(), "gradient": gradient.item(), "kl": kl.item()}
+
+    @torch.no_grad()
+    def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:
+        """Log10-mel L1 through the posterior's mean and through a draw; statistics of the latents; pictures and Griffin-Lim sounds."""
+        from meanaudio.codec.griffin_lim import griffin_lim
+
+        mel = self.mel(self.held_out.to(self.device))
+        posterior = network.encode(mel)  # type: ignore[operator]
+        rebuilt = network.decode(posterior.mean)  # type: ignore[operator]
+        drawn = network.decode(posterior.sample(self.generator(0)))  # type: ignore[operator]
+        m = self.codec.mel
+        for i in range(SHOWN):
+            save_mels(folder / f"{i}.png", [("reference", mel[i]), ("reconstructed", rebuilt[i])], m.sample_rate / m.hop_length)
+        save_audio(folder / "0_reference.wav", self.held_out[0], m.sample_rate)
+        save_audio(folder / "0.wav", limit_peak(griffin_lim(rebuilt[0].cpu(), m, seed=0)), m.sample_rate)
+        deviation = posterior.mean.std((0, 1))
+        return {
+            "mel_l1": (rebuilt - mel).abs().mean().item(),
+            "mel_l1_drawn": (drawn - mel).abs().mean().item(),
+            "mean_std": deviation.mean().item(),
+            "mean_std_min": deviation.min().item(),
+            "mean_std_max": deviation.max().item(),
+            "posterior_std": posterior.std.mean().item(),
+            "posterior_std_max": posterior.std.mean((0, 1)).max().item(),
+        }
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        save_weights(folder / VAE_FILE, network.state_dict())
+        self.write_config(folder)
+
+
+class VocoderTask(_CodecTask):
+    """Multi-resolution STFT and mel losses; late in the run a discriminator and its features join."""
+
+    averaged = "vocoder"
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.vae: MelVAE | None = None
+        codec = config.codec
+        if config.codec_from is not None:
+            self.vae, found = load_vae(Path(config.codec_from))
+            if found.mel != codec.mel:
+                raise InputError(f"codec_from {config.codec_from}: its mel {found.mel} differs from this config's {codec.mel}")
+            codec = codec.model_copy(update={"vae": found.vae})
+            self.vae.to(device)
+        elif config.vocoder.reconstructed_share > 0:
+            raise InputError(f"vocoder.reconstructed_share {config.vocoder.reconstructed_share} needs codec_from, a folder with a VAE")
+        super().__init__(config, codec, device, config.vocoder.window)
+        self.reconstruction = ReconstructionLoss(codec.mel).to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.loop.seed)
+            vocoder = make_vocoder(codec).to(self.device)
+            discriminator = Discriminator(config.vocoder.discriminator_width).to(self.device)
+        self.networks: dict[str, nn.Module] = {"vocoder": vocoder, "discriminator": discriminator}
+
+    @torch.no_grad()
+    def mels(self, audio: Tensor, generator: torch.Generator) -> Tensor:
+        """Input mels [B, M, F]: the last `reconstructed_share` of the rows went through the VAE with a drawn latent, as in use."""
+        mel = self.mel(audio)
+        rows = round(len(audio) * self.config.vocoder.reconstructed_share)
+        if self.vae is None or rows == 0:
+            return mel
+        with self.autocast():
+            rebuilt = self.vae.decode(self.vae.encode(mel[-rows:]).sample(generator))
+        return torch.cat([mel[:-rows], rebuilt.float()])
+
+    def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
+        settings = self.config.vocoder
+        audio, ids = self.batch(step)
+        mel = self.mels(audio, self.generator(step))
+        with self.autocast():
+            output = self.networks["vocoder"](mel)
+        stft, mel_loss = self.reconstruction(output, audio)
+        loss = settings.stft_weight * stft + settings.mel_weight * mel_loss
+        logs = {"stft": stft.item(), "mel": mel_loss.item()}
+        if progress >= settings.adversarial_from and (settings.adversarial_weight > 0 or settings.feature_weight > 0):
+            extra, more = self._judge(output, audio, ids, update)
+            loss, logs = loss + extra, logs | more
+        update("vocoder", loss, ids)
+        return logs
+
+    def _judge(self, output: Tensor, audio: Tensor, ids: list[str], update: Update) -> tuple[Tensor, dict[str, float]]:
+        """Train the discriminator, then ask it. Every other row only: it costs as much as the vocoder."""
+        settings = self.config.vocoder
+        discriminator: Discriminator = self.networks["discriminator"]  # type: ignore[assignment]
+        output, audio, ids = output[::2], audio[::2], ids[::2]
+        with self.autocast():
+            judged = discriminator_loss(discriminator, output.detach(), audio)
+        update("discriminator", judged, ids)
+        discriminator.requires_grad_(False)
+        with self.autocast():
+            adversarial, features = generator_losses(discriminator, output, audio)
+        discriminator.requires_grad_(True)
+        loss = settings.adversarial_weight * adversarial + settings.feature_weight * features
+        return loss, {"discriminator": judged.item(), "adversarial": adversarial.item(), "features": features.item()}
+
+    @torch.no_grad()
+    def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:
+        """Distances on held-out windows from true mels and, with a VAE, from reconstructed ones; wavs and spectrograms."""
+        audio = self.held_out.to(self.device)
+        mel = self.mel(audio)
+        outputs = {"vocoder": network(mel)}
+        if self.vae is not None:
+            outputs["codec"] = network(self.vae.decode(self.vae.encode(mel).mean))
+        rate = self.codec.mel.sample_rate
+        for i in range(SHOWN):
+            save_audio(folder / f"{i}_reference.wav", audio[i], rate)
+            for name, output in outputs.items():
+                save_audio(folder / f"{i}_{name}.wav", limit_peak(output[i]), rate)
+            save_spectrograms(folder / f"{i}.png", [("reference", audio[i]), *((n, o[i]) for n, o in outputs.items())], rate)
+        numbers = {}
+        for name, output in outputs.items():
+            numbers[f"{name}_mel_l1"] = (self.mel(output) - mel).abs().mean().item()
+            numbers[f"{name}_stft"] = stft_distance(output, audio).mean().item()
+        silence = network(self.mel(torch.zeros_like(audio[:1])))
+        return numbers | {"silence_peak": silence.abs().max().item()}
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        """The vocoder, and beside it the VAE it was trained with, so that the folder is a whole codec."""
+        save_weights(folder / VOCODER_FILE, network.state_dict())
+        if self.vae is not None:
+            save_weights(folder / VAE_FILE, self.vae.state_dict())
+        self.write_config(folder)

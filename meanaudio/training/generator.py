@@ -1,0 +1,142 @@
+"""Training the transformer on prepared shards."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from meanaudio.audio import limit_peak, save_audio
+from meanaudio.checkpoint import file_hash, load_into, load_weights, read_json, save_weights, write_json
+from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
+from meanaudio.config import CheckpointConfig, TrainConfig
+from meanaudio.data.shards import ShardDataset, epoch_order
+from meanaudio.evaluation.latents import held_out_distance
+from meanaudio.models.transformer import Transformer
+from meanaudio.objectives import make_objective
+from meanaudio.pipeline import NETWORK_FILE, make_network
+from meanaudio.plots import save_spectrograms
+from meanaudio.sampling import integrate, per_sample_noise, uniform_times
+from meanaudio.training.loop import Update
+from meanaudio.types import InputError, LatentBatch
+
+SAMPLES = 6  # clips written at each evaluation
+HELD_OUT = 256  # items the held-out numbers are computed over
+
+
+class GeneratorTask:
+    """Batches, loss, samples and export of the transformer. `config.data` holds shards train/ and val/."""
+
+    averaged = "network"
+
+    def __init__(self, config: TrainConfig, device: str = "cpu") -> None:
+        self.config, self.device = config, torch.device(device)
+        self.train = ShardDataset(Path(config.data) / "train")
+        self.held_out = ShardDataset(Path(config.data) / "val")
+        self._check_shards()
+        statistics = self.train.statistics
+        self.mean, self.std = statistics.mean.to(self.device), statistics.std.to(self.device)
+        self.null = self.train.null_text.to(self.device)
+        self.objective = make_objective(config.objective)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.loop.seed)
+            network = make_network(config.network)
+        if config.init_from is not None:
+            self._continue_from(network, Path(config.init_from))
+        self.networks: dict[str, nn.Module] = {"network": network.to(self.device)}
+
+    def _check_shards(self) -> None:
+        config = self.config
+        if config.codec_from is None:
+            raise InputError("codec_from must name the folder of the codec that the shards were made with")
+        found = file_hash(Path(config.codec_from) / VAE_FILE)
+        for shards in (self.train, self.held_out):
+            index = shards.index
+            if index["codec_hash"] != found:
+                raise InputError(f"{shards.folder}: made with codec {index['codec_hash'][:12]}, codec_from holds {found[:12]}")
+            if index["text"] != config.text.model_dump():
+                raise InputError(f"{shards.folder}: made with text {index['text']}, the config says {config.text.model_dump()}")
+            if index["seconds"] != config.seconds:
+                raise InputError(f"{shards.folder}: windows of {index['seconds']} s, the config says seconds = {config.seconds}")
+        widths = (self.train.batch([0]).mean.shape[-1], *(x.shape[-1] for x in (self.train.null_text.sequence, self.train.null_text.pooled)))
+        wanted = (config.network.latent_dim, config.network.sequence_dim, config.network.pooled_dim)
+        if widths != wanted:
+            raise InputError(f"shards are {widths} wide (latents, sequence, pooled), the network takes {wanted}")
+
+    def _continue_from(self, network: nn.Module, folder: Path) -> None:
+        """Weights of an earlier stage; branches that start at zero may be new, everything else must fit."""
+        before = read_json(folder / "config.json").get("codec_hash")
+        if before != self.train.index["codec_hash"]:
+            raise InputError(f"{folder}: trained on latents of another codec")
+        state = load_weights(folder / NETWORK_FILE)
+        new = {k: v for k, v in network.state_dict().items() if k.split(".")[0] in ("interval_embedding", "guidance_embedding")}
+        load_into(network, {**{k: v for k, v in new.items() if k not in state}, **state}, folder / NETWORK_FILE)
+
+    def draw(self, step: int) -> tuple[LatentBatch, torch.Tensor, torch.Generator]:
+        """Batch number `step`: items, normalised latents [B, L, C] drawn from their posteriors, and the step's generator."""
+        loop = self.config.loop
+        batch = self.train.batch(epoch_order(len(self.train), loop.batch_size, step, loop.seed))
+        generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + step)
+        return batch, (batch.sample(generator).to(self.device) - self.mean) / self.std, generator
+
+    def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
+        batch, x, generator = self.draw(step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.loop.precision == "bf16"):
+            loss = self.objective(
+                self.networks["network"], x, batch.text.to(self.device), self.null, progress=progress, generator=generator
+            )
+        update("network", loss.per_sample.mean(), batch.ids)
+        return loss.logs
+
+    @torch.inference_mode()
+    def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:
+        """One-step (mean velocity) or 25-step (flow matching) outputs for held-out captions: distances, and a few as sound."""
+        mean = self.config.network.interval != "none"
+        indices = list(range(min(HELD_OUT, len(self.held_out))))
+        batch = self.held_out.batch(indices)
+        reference = (batch.mean.to(self.device) - self.mean) / self.std
+        noise = per_sample_noise(reference.shape[1:], indices, self.device)
+        assert isinstance(network, Transformer)
+        numbers = {}
+        for steps in (1, 4) if mean else (25,):
+            field = network.field(network.condition(batch.text.to(self.device)))
+            made = integrate(field, noise, uniform_times(steps), mean=mean)
+            numbers |= {f"{k}_{steps}_step": v for k, v in held_out_distance(made, reference).items()}
+            if steps == 1 or not mean:
+                outputs = made
+        self._write_samples(outputs, reference, folder)
+        return numbers
+
+    def _write_samples(self, made: torch.Tensor, reference: torch.Tensor, folder: Path) -> None:
+        source = Path(self.config.codec_from or "")
+        if not (source / VOCODER_FILE).is_file():  # a codec whose vocoder is still being trained: numbers only
+            return
+        codec = load_codec(source).to(self.device)
+        rate = codec.spec.sample_rate
+        for i in range(min(SAMPLES, len(made))):
+            sounds = limit_peak(codec.decode(torch.stack([made[i], reference[i]]) * self.std + self.mean)).cpu()
+            name = f"{i:02d}-{self.held_out.ids[i][:60]}"
+            save_audio(folder / f"{name}.wav", sounds[0], rate, {"caption": self.held_out.captions[i]})
+            titles = (f"made: {self.held_out.captions[i]}", "held-out recording through the codec")
+            save_spectrograms(folder / f"{name}.png", list(zip(titles, sounds, strict=True)), rate)
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        """A complete checkpoint: config.json, network.safetensors and copies of the codec's parts that exist."""
+        config, source = self.config, Path(self.config.codec_from or "")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / NETWORK_FILE, network.state_dict())
+        for name in (VAE_FILE, VOCODER_FILE):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        described = CheckpointConfig(
+            seconds=config.seconds,
+            codec=read_codec_config(source),
+            codec_hash=self.train.index["codec_hash"],
+            text=config.text,
+            network=config.network,
+            latent_mean=tuple(self.mean.tolist()),
+            latent_std=tuple(self.std.tolist()),
+        )
+        write_json(folder / "config.json", described.model_dump(mode="json"))

@@ -1,0 +1,48 @@
+"""A training run, or the preparation of its shards, from a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from meanaudio.codec.codec import Codec, load_vae
+from meanaudio.config import TrainConfig
+from meanaudio.data.prepare import prepare
+from meanaudio.errors import InputError
+from meanaudio.pipeline import resolve_device
+from meanaudio.text import make_encoder
+from meanaudio.training.codec import VAETask, VocoderTask
+from meanaudio.training.generator import GeneratorTask
+from meanaudio.training.loop import Loop
+
+TASKS = {"vae": VAETask, "vocoder": VocoderTask, "generator": GeneratorTask}
+
+
+def train(config: TrainConfig, folder: Path, *, device: str | None = None, until: int | None = None, progress_bar: bool = True) -> None:
+    """Run the task that `config` names in `folder`, resuming what is there."""
+    task = TASKS[config.task](config, resolve_device(device))
+    Loop(task, config, Path(folder)).run(until=until, progress_bar=progress_bar)
+
+
+def prepare_for(config: TrainConfig, manifest: Path, out: Path, *, split: str, scenes: int, seed: int, device: str | None, progress_bar: bool) -> int:
+    """Shards that a run of `config` can read: its codec, text encoder, window length and scene weights."""
+    if config.codec_from is None:
+        raise InputError("the config's codec_from must name a folder with a trained VAE")
+    folder = Path(config.codec_from)
+    where = resolve_device(device)
+    vae, codec_config = load_vae(folder)
+    codec = Codec(codec_config)
+    codec.vae = vae
+    return prepare(
+        manifest,
+        out,
+        codec=codec.to(where),
+        codec_folder=folder,
+        encoder=make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where)),
+        text=config.text,
+        seconds=config.seconds,
+        split=split,
+        scenes=scenes,
+        scene_config=config.scenes,
+        seed=seed,
+        progress_bar=progress_bar,
+    )

@@ -1,0 +1,115 @@
+"""Shapes that cross module borders. B batch, L latent frames, C latent channels, S text tokens, D sequence width, P pooled width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from meanaudio.errors import InputError as InputError  # TEMP
+
+# A field maps (z [B, L, C], t [B], r [B]) to a velocity [B, L, C]; t = 1 is noise, t = 0 is data, r <= t.
+Field = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What a text encoder says of B captions.
+
+    sequence: [B, S, D] token features, zero where `mask` is False.
+    pooled:   [B, P] one vector a caption.
+    mask:     [B, S] True at real tokens.
+    """
+
+    sequence: Tensor
+    pooled: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def to(self, *args, **kwargs) -> TextFeatures:
+        """As `Tensor.to`; the mask keeps its type."""
+        sequence = self.sequence.to(*args, **kwargs)
+        return TextFeatures(sequence, self.pooled.to(*args, **kwargs), self.mask.to(sequence.device))
+
+    def expand(self, batch: int) -> TextFeatures:
+        """One caption's features for a whole batch."""
+        return TextFeatures(*(x.expand(batch, *x.shape[1:]) for x in (self.sequence, self.pooled, self.mask)))
+
+    def pad_to(self, tokens: int) -> TextFeatures:
+        """Pad (never cut) the token axis to `tokens`."""
+        extra = tokens - self.sequence.shape[1]
+        if extra <= 0:
+            return self
+        pad = torch.nn.functional.pad
+        return TextFeatures(pad(self.sequence, (0, 0, 0, extra)), self.pooled, pad(self.mask, (0, extra)))
+
+    def where(self, keep: Tensor, other: TextFeatures) -> TextFeatures:
+        """Row i is ours where keep[i] [B] is True, otherwise `other`'s (same batch, or one row for all)."""
+        tokens = max(self.sequence.shape[1], other.sequence.shape[1])
+        a, b = self.pad_to(tokens), other.pad_to(tokens).expand(len(self))
+        return TextFeatures(
+            torch.where(keep[:, None, None], a.sequence, b.sequence),
+            torch.where(keep[:, None], a.pooled, b.pooled),
+            torch.where(keep[:, None], a.mask, b.mask),
+        )
+
+    def __getitem__(self, index) -> TextFeatures:
+        """Rows by slice, index tensor or boolean mask."""
+        return TextFeatures(self.sequence[index], self.pooled[index], self.mask[index])
+
+    @staticmethod
+    def cat(parts: Sequence[TextFeatures]) -> TextFeatures:
+        """Join batches; shorter token axes are padded."""
+        tokens = max(p.sequence.shape[1] for p in parts)
+        parts = [p.pad_to(tokens) for p in parts]
+        return TextFeatures(
+            torch.cat([p.sequence for p in parts]), torch.cat([p.pooled for p in parts]), torch.cat([p.mask for p in parts])
+        )
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A diagonal normal over latents; mean and std are [B, L, C]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype).to(self.mean.device)
+        return self.mean + self.std * noise
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Posterior of B clips with their text. mean, std: [B, L, C]; ids name the clips in error messages."""
+
+    mean: Tensor
+    std: Tensor
+    text: TextFeatures
+    ids: list[str]
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw latents [B, L, C] from the posterior."""
+        return Gaussian(self.mean, self.std).sample(generator)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An objective's result. per_sample: [B] with gradient; t: [B] the times it was drawn at; logs: plain numbers."""
+
+    per_sample: Tensor
+    t: Tensor
+    logs: dict[str, float]
+
+
+class Network(Protocol):
+    """What objectives know of a network: text becomes a condition, and (z, t, r, condition) a velocity."""
+
+    def condition(self, text: TextFeatures) -> Any: ...
+
+    def __call__(self, z: Tensor, t: Tensor, r: Tensor, condition: Any) -> Tensor: ...
