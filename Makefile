@@ -1,8 +1,8 @@
 # make demo: three sounds from the default checkpoint. make test: the tests. Each sets up what it needs in .venv.
-# TORCH may name one build, such as TORCH="torch==2.14.1"; any version that setup.cfg allows will do.
+# TORCH says which build is installed; the default is the range this project is tested with.
 PYTHON ?= python3
 VENV ?= .venv
-TORCH ?= torch
+TORCH ?= torch>=2.13,<2.15
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean

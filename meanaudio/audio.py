@@ -109,7 +109,10 @@ def save_audio(path: str | Path, audio: Tensor, sample_rate: int, metadata: dict
         raise InputError(f"{path}: refusing to write NaN or infinite samples")
     if audio.abs().max() > 1:
         raise InputError(f"{path}: samples reach {audio.abs().max():.2f}; limit the peak to 1 first")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error}") from error
     beside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.part{path.suffix}")
     try:
         with soundfile.SoundFile(beside, "w", samplerate=sample_rate, channels=1) as file:

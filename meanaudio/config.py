@@ -38,9 +38,12 @@ class MelConfig(Config):
 
 
 class VAEConfig(Config):
-    """1-D VAE over log-mel frames. strides: one temporal stride a level; their product is the mel frames a latent."""
+    """1-D VAE over log-mel frames. strides: one temporal stride a level; their product is the mel frames a latent.
 
-    kind: Literal["conv"] = "conv"
+    kind: "linear_conv" has a linear map beside the convolutions, started at the data's principal components.
+    """
+
+    kind: Literal["conv", "linear_conv"] = "conv"
     latent_dim: int = Field(32, gt=0)
     width: int = Field(256, gt=0)
     blocks: int = Field(2, gt=0)
@@ -79,7 +82,7 @@ class TextConfig(Config):
 # Sizes of the transformer by name. s and l are the paper's.
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"width": 32, "num_heads": 2, "joint_depth": 1, "single_depth": 1},
-    "mini": {"width": 192, "num_heads": 3, "joint_depth": 2, "single_depth": 4},
+    "mini": {"width": 128, "num_heads": 2, "joint_depth": 2, "single_depth": 4},
     "small": {"width": 256, "num_heads": 4, "joint_depth": 2, "single_depth": 6},
     "s": {"width": 448, "num_heads": 7, "joint_depth": 4, "single_depth": 8},
     "l": {"width": 896, "num_heads": 14, "joint_depth": 4, "single_depth": 8},
@@ -107,7 +110,7 @@ class NetworkConfig(Config):
             return values
         values = dict(values)
         preset = values.pop("preset")
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"preset {preset!r} must be one of {', '.join(PRESETS)}")
         return {**PRESETS[preset], **values}
 
@@ -172,12 +175,13 @@ class ObjectiveConfig(Config):
 
 
 class SceneConfig(Config):
-    """Weights of the ways short clips are composed into one training window."""
+    """Weights of the ways short clips are composed into one training window; max_lead: seconds of silence before the first sound."""
 
     single: float = Field(0.4, ge=0)
     repeat: float = Field(0.2, ge=0)
     sequence: float = Field(0.2, ge=0)
     overlay: float = Field(0.2, ge=0)
+    max_lead: float = Field(0.5, ge=0)
 
 
 class OptimConfig(Config):
@@ -295,7 +299,10 @@ def _read(path: Path, seen: Sequence[Path]) -> dict[str, Any]:
         raise InputError(f"no such config file: {path}")
     if path.resolve() in seen:
         raise InputError(f"{path}: extends itself")
-    values = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    try:
+        values = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected keys and values, got {type(values).__name__}")
     base = values.pop("extends", None)
@@ -308,7 +315,7 @@ def _yaml(text: str, source: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{source}: not valid YAML ({error})") from None
+        raise InputError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def _merge(base: dict[str, Any], difference: dict[str, Any]) -> dict[str, Any]:

@@ -45,9 +45,9 @@ def sample_times(batch: int, config: TimeConfig, interval_fraction: float, gener
 
 def schedule(config: ScheduleConfig, progress: float) -> float:
     """The schedule's value at `progress` in [0, 1]."""
-    if progress <= config.begin and config.begin < config.end:
-        return config.start
     if progress >= config.end:
         return config.stop
+    if progress <= config.begin:
+        return config.start
     share = (progress - config.begin) / (config.end - config.begin)
     return config.start + (config.stop - config.start) * 0.5 * (1 - math.cos(math.pi * share))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -17,7 +18,8 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, half: bool = Tr
     """Join a generator's export with a vocoder (its own, or that of the folder `codec`) into one checkpoint folder.
 
     half: weights are stored as float16, computed with in float32. The VAE must be the one the network was trained with, so it is
-    always the generator's own. Raises InputError if the vocoder was made for other mels, or if the result does not load.
+    always the generator's own. Raises InputError if the vocoder was made for other mels, or if the result does not load; `out` is then
+    left alone.
     """
     config = parse(CheckpointConfig, read_json(network / "config.json"), str(network / "config.json"))
     source = codec or network
@@ -26,8 +28,14 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, half: bool = Tr
         if other.mel != config.codec.mel:
             raise InputError(f"{codec}: its vocoder takes {other.mel}, the network's codec gives {config.codec.mel}")
         config = config.model_copy(update={"codec": config.codec.model_copy(update={"vocoder": other.vocoder})})
-    dtype = torch.float16 if half else None
-    for folder, name in ((network, NETWORK_FILE), (network, VAE_FILE), (source, VOCODER_FILE)):
-        save_weights(out / name, load_weights(folder / name), dtype)
-    write_json(out / "config.json", config.model_dump(mode="json"))
-    MeanAudio.from_pretrained(out, device="cpu")
+    weights = {name: load_weights(folder / name) for folder, name in ((network, NETWORK_FILE), (network, VAE_FILE), (source, VOCODER_FILE))}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:
+        beside = Path(name)
+        for file, state in weights.items():
+            save_weights(beside / file, state, torch.float16 if half else None)
+        write_json(beside / "config.json", config.model_dump(mode="json"))
+        MeanAudio.from_pretrained(beside, device="cpu")
+        out.mkdir(exist_ok=True)
+        for path in beside.iterdir():
+            path.replace(out / path.name)

@@ -24,7 +24,7 @@ from meanaudio.text import TextEncoder, make_encoder
 from meanaudio.types import InputError, TextFeatures
 
 NETWORK_FILE = "network.safetensors"
-MAX_DURATION = 120.0  # seconds
+MIN_DURATION, MAX_DURATION = 0.01, 120.0  # seconds
 MAX_PROMPT = 1000  # characters
 MAX_SEED = 2**63 - 1
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -43,6 +43,8 @@ def resolve_device(device: str | None) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    if found.type == "meta":
+        raise InputError("device 'meta' computes nothing; use cpu, cuda or mps")
     return found
 
 
@@ -74,7 +76,9 @@ class MeanAudio:
     dtype: precision of matrix products in network and codec; weights, norms and the sampler's state stay float32.
     """
 
-    def __init__(self, config: CheckpointConfig, network: Transformer, codec: Codec, encoder: TextEncoder, *, name: str, dtype: torch.dtype):
+    def __init__(
+        self, config: CheckpointConfig, network: Transformer, codec: Codec, encoder: TextEncoder, *, name: str, dtype: torch.dtype
+    ) -> None:
         self.config, self.network, self.codec, self.encoder = config, network, codec, encoder
         self.name, self.dtype = name, dtype
         self.device = next(network.parameters()).device
@@ -181,8 +185,8 @@ def _check(prompts: list[str], duration: float, guidance_scale: float, negative_
             raise InputError(f"empty prompt {prompt!r}: describe a sound, as in 'rain on a tin roof'")
         if len(prompt) > MAX_PROMPT:
             raise InputError(f"prompt of {len(prompt)} characters ({prompt[:30]!r}...): at most {MAX_PROMPT}")
-    if not 0 < duration <= MAX_DURATION:
-        raise InputError(f"duration = {duration} s: must be above 0 and at most {MAX_DURATION:g}")
+    if not MIN_DURATION <= duration <= MAX_DURATION:
+        raise InputError(f"duration = {duration} s: must be from {MIN_DURATION:g} to {MAX_DURATION:g}")
     if not 1 <= guidance_scale <= 100:
         raise InputError(f"guidance_scale = {guidance_scale}: must be from 1 (none) to 100")
     if negative_prompt is not None and guidance_scale == 1:

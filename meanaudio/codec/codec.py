@@ -12,14 +12,15 @@ from meanaudio.codec.mel import LogMel
 from meanaudio.codec.vae import MelVAE
 from meanaudio.codec.vocos import Vocos
 from meanaudio.config import CodecConfig, parse
-from meanaudio.types import Gaussian, InputError
+from meanaudio.errors import InputError
+from meanaudio.types import Gaussian
 
 VAE_FILE, VOCODER_FILE = "vae.safetensors", "vocoder.safetensors"
 
 
 def make_vae(config: CodecConfig) -> MelVAE:
     v = config.vae
-    return MelVAE(config.mel.n_mels, v.latent_dim, v.width, v.blocks, v.strides)
+    return MelVAE(config.mel.n_mels, v.latent_dim, v.width, v.blocks, v.strides, linear=v.kind == "linear_conv")
 
 
 def make_vocoder(config: CodecConfig) -> Vocos:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from meanaudio.config import MelConfig
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 FLOOR = 1e-5  # mel magnitude under which everything counts as silence: log10 gives -5
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from meanaudio.codec.blocks import ConvNeXtBlock
 from meanaudio.codec.mel import FLOOR
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 CLOCK = 64  # frames after which the position clock repeats
 
@@ -40,8 +40,8 @@ class InverseSTFT(nn.Module):
         batch, count, _ = frames.shape
         parts = self.n_fft // self.hop_length
         pieces = frames.reshape(batch, count, parts, self.hop_length)
-        total = sum(nn.functional.pad(pieces[:, :, i], (0, 0, i, parts - 1 - i)) for i in range(parts))
-        return total.flatten(1)[:, self.pad : self.pad + count * self.hop_length]
+        shifted = [nn.functional.pad(pieces[:, :, i], (0, 0, i, parts - 1 - i)) for i in range(parts)]
+        return torch.stack(shifted).sum(0).flatten(1)[:, self.pad : self.pad + count * self.hop_length]
 
 
 def _mel_centres(n_mels: int, f_min: float, f_max: float) -> Tensor:
@@ -70,8 +70,8 @@ def _interpolation(n_mels: int, bins: int, sample_rate: int, f_min: float, f_max
 class Vocos(nn.Module):
     """mel [B, M, F] (log10, see codec/mel.py) -> audio [B, F * hop_length].
 
-    Each STFT bin is the level that its mel bands state, times a complex number from the network: the level carries the dynamics, the network the
-    fine structure and the phase. The level has the mel's floor taken off, so digital silence comes out as silence whatever the weights.
+    Each STFT bin is the level that its mel bands state, times a complex number from the network: the level carries the dynamics, the
+    network the fine structure and the phase. The level has the mel's floor taken off: digital silence stays silent whatever the weights.
     A learned clock (position modulo 64 frames) lets a stationary input give phases that move on, which a convolution alone cannot do.
     """
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from meanaudio.audio import fit, load_audio
-from meanaudio.checkpoint import file_hash, require_space
+from meanaudio.checkpoint import file_hash, read_json, require_space, write_json
 from meanaudio.codec.codec import VAE_FILE, Codec
 from meanaudio.config import SceneConfig, TextConfig
 from meanaudio.data.manifest import Clip, read_manifest
@@ -46,7 +46,7 @@ def window_items(clips: list[Clip], sample_rate: int, seconds: float) -> tuple[i
 
 def scene_items(clips: list[Clip], count: int, sample_rate: int, seconds: float, seed: int, config: SceneConfig):
     """`count` scenes composed of short clips: (count, item number -> Item)."""
-    composer = SceneComposer(clips, sample_rate, seconds, seed, weights=config.model_dump())
+    composer = SceneComposer(clips, sample_rate, seconds, seed, config.model_dump(exclude={"max_lead"}), max_lead=config.max_lead)
 
     def item(i: int) -> Item:
         scene = composer(i)
@@ -101,7 +101,7 @@ def prepare(
     require_space(out, count * (4 * num_latents * codec.config.vae.latent_dim + 20 * 2 * encoder.sequence_dim))
     shards = -(-count // shard_size)
     device = next(codec.parameters()).device
-    (out / "facts.json").write_text(json.dumps({"made_by": made_by, **facts}, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "facts.json", {"made_by": made_by, **facts})
     for number in tqdm(range(shards), unit="shard", disable=not progress_bar, dynamic_ncols=True):
         path = shard_path(out, number)
         notes = shard_notes(path)
@@ -136,7 +136,7 @@ def _refuse_foreign(out: Path, made_by: str, facts: dict) -> None:
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path)
     if before.get("made_by") != made_by:
         changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in facts.items() if before.get(k) != v]
         raise InputError(f"{out} holds shards made from other inputs; use a new folder. Changed: {'; '.join(changed)}")

@@ -49,6 +49,7 @@ class SceneComposer:
     """`composer(index)` makes one scene of exactly round(seconds * sample_rate) samples.
 
     clips: what to compose; captions are drawn evenly, then a clip of the caption. weights: shares of single, repeat, sequence and overlay.
+    max_lead: seconds of silence at most before the first sound; who types a prompt wants to hear it at once.
     load: (clip, sample_rate) -> [N] float32, read once a clip and kept in memory.
     """
 
@@ -59,6 +60,8 @@ class SceneComposer:
         seconds: float = 10.0,
         seed: int = 0,
         weights: Mapping[str, float] | None = None,
+        *,
+        max_lead: float = 0.5,
         load: Callable[[Clip, int], Tensor] | None = None,
     ) -> None:
         weights = dict(WEIGHTS if weights is None else weights)
@@ -72,6 +75,7 @@ class SceneComposer:
             raise InputError(f"the seed is {seed}; it must be 0 or more")
         self.sample_rate, self.seed = sample_rate, seed
         self.num_samples = round(seconds * sample_rate)
+        self._lead = round(max_lead * sample_rate)
         if self.num_samples < sample_rate:
             raise InputError(f"scenes of {seconds} s; they must last 1 s or more")
         self._kinds = list(weights)
@@ -106,7 +110,7 @@ class SceneComposer:
 
     def _single(self, audio: np.ndarray, rng: np.random.Generator, clip: Clip) -> tuple[str, list[Clip]]:
         piece = self._piece(clip, len(audio), rng)
-        self._add(audio, piece, self._offset(rng, len(audio) - len(piece)))
+        self._add(audio, piece, self._start(rng, len(audio) - len(piece)))
         return clip.caption, [clip]
 
     def _repeat(self, audio: np.ndarray, rng: np.random.Generator, clip: Clip) -> tuple[str, list[Clip]]:
@@ -204,12 +208,16 @@ class SceneComposer:
     def _offset(self, rng: np.random.Generator, slack: int) -> int:
         return int(rng.integers(0, slack + 1)) if slack > 0 else 0
 
+    def _start(self, rng: np.random.Generator, slack: int) -> int:
+        """Where a scene's first sound begins."""
+        return self._offset(rng, min(slack, self._lead))
+
     def _lay(self, audio: np.ndarray, pieces: Sequence[np.ndarray], gaps: np.ndarray, rng: np.random.Generator) -> None:
-        """Add the pieces one after another, their gaps shrunk to what fits, at a random offset."""
+        """Add the pieces one after another, their gaps shrunk to what fits."""
         slack = len(audio) - sum(map(len, pieces))
         if gaps.sum() > slack:
             gaps = (gaps * (slack / gaps.sum())).astype(int)
-        at = self._offset(rng, slack - int(gaps.sum()))
+        at = self._start(rng, slack - int(gaps.sum()))
         for piece, gap in zip(pieces, [*gaps, 0], strict=True):
             self._add(audio, piece, at)
             at += len(piece) + int(gap)

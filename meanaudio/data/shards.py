@@ -35,7 +35,8 @@ def write_shard(path: Path, latents: Gaussian, text: TextFeatures, ids: list[str
         "tokens": text.sequence[text.mask].half().contiguous(),
         "token_counts": text.mask.sum(1).int().contiguous(),
     }
-    notes = {"ids": json.dumps(ids), "captions": json.dumps(captions), "made_by": made_by}
+    # One entry, because safetensors writes several in an order that changes from call to call.
+    notes = {"notes": json.dumps({"ids": ids, "captions": captions, "made_by": made_by})}
     write_beside(path, lambda p: save_file(tensors, p, metadata=notes))
 
 
@@ -43,8 +44,8 @@ def shard_notes(path: Path) -> dict[str, Any] | None:
     """ids, captions and made_by of a shard; None if the file is missing or damaged (it is then written anew)."""
     try:
         with safe_open(path, "pt") as file:
-            notes = file.metadata()
-        return {"ids": json.loads(notes["ids"]), "captions": json.loads(notes["captions"]), "made_by": notes["made_by"]}
+            notes = json.loads(file.metadata()["notes"])
+        return {key: notes[key] for key in ("ids", "captions", "made_by")}
     except Exception:  # whatever is wrong with it, the answer is the same: it is not a shard of ours
         return None
 

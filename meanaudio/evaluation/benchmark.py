@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,7 +53,13 @@ class Benchmark:
 
 
 def benchmark(
-    model: str | Path, *, duration: float | None = None, steps: int = 1, repeats: int = 20, device: str | None = None, dtype: str | None = None
+    model: str | Path,
+    *,
+    duration: float | None = None,
+    steps: int = 1,
+    repeats: int = 20,
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> Benchmark:
     """Time `repeats` clips, one at a time, of varying prompts: text, network, codec, and all of it end to end."""
     began = time.perf_counter()
@@ -77,10 +84,10 @@ def benchmark(
             for times in seconds.values():
                 times.clear()
         prompt, seed = PROMPTS[i % len(PROMPTS)], i
-        text = timed("text", lambda prompt=prompt: pipeline.encode_text([prompt]))
-        latents = timed("network", lambda text=text, seed=seed: pipeline.sample_latents(text, [seed], spec.covering_latents(duration), steps=steps))
-        timed("codec", lambda latents=latents: pipeline.decode(latents, spec.num_samples(duration)))
-        timed("end to end", lambda prompt=prompt, seed=seed: pipeline.generate(prompt, duration=duration, steps=steps, seed=seed))
+        text = timed("text", partial(pipeline.encode_text, [prompt]))
+        latents = timed("network", partial(pipeline.sample_latents, text, [seed], spec.covering_latents(duration), steps=steps))
+        timed("codec", partial(pipeline.decode, latents, spec.num_samples(duration)))
+        timed("end to end", partial(pipeline.generate, prompt, duration=duration, steps=steps, seed=seed))
     if pipeline.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(pipeline.device)
     else:

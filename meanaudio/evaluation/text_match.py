@@ -89,9 +89,8 @@ def text_match(
         text = pipeline.encode_text([caption]).expand(seeds)
         latents = pipeline.sample_latents(text, [seed + i * seeds + k for k in range(seeds)], num_latents, steps=steps)
         made.append(summary(latents))
-    return TextMatch(
-        pipeline.name, captions, own_ranks(torch.stack(made) / spread, centres), own_ranks(summaries(recordings, seeds) / spread, centres), steps
-    )
+    floor = own_ranks(summaries(recordings, seeds) / spread, centres)
+    return TextMatch(pipeline.name, captions, own_ranks(torch.stack(made) / spread, centres), floor, steps)
 
 
 def own_ranks(found: Tensor, centres: Tensor) -> Tensor:

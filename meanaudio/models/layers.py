@@ -50,10 +50,18 @@ class TimeEmbedding(nn.Module):
         self.channels = channels
         self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
 
+    def reset_parameters(self, *, silent: bool) -> None:
+        """N(0, 0.02) weights; silent: the embedding starts as zero for every time."""
+        first, last = (layer for layer in self.mlp if isinstance(layer, nn.Linear))
+        nn.init.normal_(first.weight, std=0.02)
+        nn.init.normal_(last.weight, std=0.0 if silent else 0.02)
+        nn.init.zeros_(first.bias)
+        nn.init.zeros_(last.bias)
+
     def forward(self, t: Tensor) -> Tensor:
         exponents = torch.arange(0, self.channels, 2, dtype=torch.float32, device=t.device) / self.channels
-        angles = t.float()[:, None] * 10000.0**-exponents
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], 1).to(self.mlp[0].weight.dtype))
+        angles = t.to(torch.promote_types(t.dtype, torch.float32))[:, None] * 10000.0**-exponents
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], 1))
 
 
 def rotary_angles(length: int, head_dim: int, device: torch.device, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
@@ -64,14 +72,14 @@ def rotary_angles(length: int, head_dim: int, device: torch.device, theta: float
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate adjacent pairs of x [B, heads, N, head_dim] by their positions' angles, in float32."""
+    """Rotate adjacent pairs of x [B, heads, N, head_dim] by their positions' angles; x should be float32 or better."""
     cos, sin = angles
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([cos * even - sin * odd, sin * even + cos * odd], -1).flatten(-2).to(x.dtype)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([cos * even - sin * odd, sin * even + cos * odd], -1).flatten(-2)
 
 
 class QueryKeyValue(nn.Module):
-    """Project [B, N, W] to queries, keys, values [B, heads, N, head_dim]; RMS-normalised and rotated q and k."""
+    """Project [B, N, W] to queries, keys, values [B, heads, N, head_dim]; q and k RMS-normalised and rotated in float32 or better."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -82,7 +90,9 @@ class QueryKeyValue(nn.Module):
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = rearrange(self.qkv(x), "b n (part h d) -> part b h n d", part=3, h=self.num_heads)
-        return rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles), v
+        wide = torch.promote_types(v.dtype, torch.float32)
+        q, k = rotate(self.q_norm(q.to(wide)), angles), rotate(self.k_norm(k.to(wide)), angles)
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -137,8 +147,8 @@ class StreamBlock(nn.Module):
         return x + mlp_gate * self.mlp(modulate(x, shift, scale))
 
     def forward(self, x: Tensor, c: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        qkv, rest = self.before(x, c, angles)
-        return self.after(x, attend(*qkv, None), rest)
+        (q, k, v), rest = self.before(x, c, angles)
+        return self.after(x, attend(q, k, v, None), rest)
 
 
 class JointBlock(nn.Module):

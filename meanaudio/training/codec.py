@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_vae, make_vae, make_vocoder
+from meanaudio.codec.griffin_lim import griffin_lim
 from meanaudio.codec.losses import Discriminator, ReconstructionLoss, discriminator_loss, generator_losses, stft_distance
 from meanaudio.codec.mel import LogMel
 from meanaudio.codec.vae import MelVAE
 from meanaudio.config import CodecConfig, TrainConfig
+from meanaudio.errors import InputError
 from meanaudio.plots import save_mels, save_spectrograms
 from meanaudio.training.loop import Update
 from meanaudio.training.windows import WindowSampler, load_sounds
-from meanaudio.types import InputError
 
 HELD_OUT_ROWS = 48
 HELD_OUT_SEED = 20_000
@@ -71,13 +72,14 @@ class VAETask(_CodecTask):
 
     @torch.no_grad()
     def _measure(self, vae: MelVAE) -> None:
-        """Set the mel's mean and deviation per band from 256 training windows."""
-        audio, _ = WindowSampler(
-            [s for group in self.sampler.groups for s in group], self.held_out.shape[1], HELD_OUT_SEED + 1
-        ).batch(0, 256)
+        """Set the mel's mean and deviation per band, and the linear maps' start, from 256 training windows."""
+        audio, _ = WindowSampler([s for group in self.sampler.groups for s in group], self.held_out.shape[1], HELD_OUT_SEED + 1).batch(
+            0, 256
+        )
         mel = self.mel(audio.to(self.device))
         vae.mel_mean.copy_(mel.mean((0, 2)))
-        vae.mel_std.copy_(mel.std((0, 2)).clamp_min(0.05))
+        vae.mel_std.copy_(mel.std((0, 2)).clamp_min(0.3))
+        vae.start_linear(mel)
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
         audio, ids = self.batch(step)
@@ -97,8 +99,6 @@ class VAETask(_CodecTask):
     @torch.no_grad()
     def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:
         """Log10-mel L1 through the posterior's mean and through a draw; statistics of the latents; pictures and Griffin-Lim sounds."""
-        from meanaudio.codec.griffin_lim import griffin_lim
-
         mel = self.mel(self.held_out.to(self.device))
         posterior = network.encode(mel)  # type: ignore[operator]
         rebuilt = network.decode(posterior.mean)  # type: ignore[operator]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def gamma_of(sigma_rel: float) -> float:
@@ -34,7 +34,8 @@ class PowerEMA:
     def update(self, source: nn.Module, step: int) -> None:
         """Take in the weights after optimiser step `step` (1-based)."""
         keep = (1 - 1 / step) ** self.exponent if self.exponent is not None else 0.0
-        averages, weights = list(self.network.parameters()), [p.detach() for p in source.parameters()]
+        averages: list[Tensor] = list(self.network.parameters())
+        weights = [p.detach() for p in source.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - keep)
         for average, buffer in zip(self.network.buffers(), source.buffers(), strict=True):
             average.copy_(buffer)

@@ -60,7 +60,8 @@ class GeneratorTask:
                 raise InputError(f"{shards.folder}: made with text {index['text']}, the config says {config.text.model_dump()}")
             if index["seconds"] != config.seconds:
                 raise InputError(f"{shards.folder}: windows of {index['seconds']} s, the config says seconds = {config.seconds}")
-        widths = (self.train.batch([0]).mean.shape[-1], *(x.shape[-1] for x in (self.train.null_text.sequence, self.train.null_text.pooled)))
+        null = self.train.null_text
+        widths = (len(self.train.statistics.mean), null.sequence.shape[-1], null.pooled.shape[-1])
         wanted = (config.network.latent_dim, config.network.sequence_dim, config.network.pooled_dim)
         if widths != wanted:
             raise InputError(f"shards are {widths} wide (latents, sequence, pooled), the network takes {wanted}")
@@ -99,7 +100,7 @@ class GeneratorTask:
         reference = (batch.mean.to(self.device) - self.mean) / self.std
         noise = per_sample_noise(reference.shape[1:], indices, self.device)
         assert isinstance(network, Transformer)
-        numbers = {}
+        numbers: dict[str, float] = {}
         for steps in (1, 4) if mean else (25,):
             field = network.field(network.condition(batch.text.to(self.device)))
             made = integrate(field, noise, uniform_times(steps), mean=mean)

@@ -23,7 +23,9 @@ def train(config: TrainConfig, folder: Path, *, device: str | None = None, until
     Loop(task, config, Path(folder)).run(until=until, progress_bar=progress_bar)
 
 
-def prepare_for(config: TrainConfig, manifest: Path, out: Path, *, split: str, scenes: int, seed: int, device: str | None, progress_bar: bool) -> int:
+def prepare_for(
+    config: TrainConfig, manifest: Path, out: Path, *, split: str, scenes: int, seed: int, device: str | None, progress_bar: bool
+) -> int:
     """Shards that a run of `config` can read: its codec, text encoder, window length and scene weights."""
     if config.codec_from is None:
         raise InputError("the config's codec_from must name a folder with a trained VAE")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from meanaudio.audio import load_audio
-from meanaudio.types import InputError
+from meanaudio.data.manifest import read_manifest
+from meanaudio.errors import InputError
 
 PEAK = 0.98
 SPEED_CHANGE = 0.18  # largest change of speed and pitch by resampling
@@ -29,8 +30,6 @@ class Sound:
 
 def load_sounds(manifest: Path, splits: Sequence[str], sample_rate: int) -> list[Sound]:
     """Read the clips of some splits into memory (115 MB an hour at 16 kHz)."""
-    from meanaudio.data.manifest import read_manifest
-
     sounds = []
     for clip in read_manifest(manifest):
         if clip.split in splits:
@@ -72,8 +71,9 @@ class WindowSampler:
         return audio * min(1.0, PEAK / max(float(np.abs(audio).max()), 1e-9)), ids
 
     def _sequence(self, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-        audio, ids, position = np.zeros(self.num_samples, np.float32), [], 0
-        sound = None
+        audio = np.zeros(self.num_samples, np.float32)
+        ids: list[str] = []
+        position, sound = 0, None
         while position < self.num_samples:
             if sound is None or rng.random() > 0.2:
                 group = self.groups[rng.integers(len(self.groups))]

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from fakes import TINY_CODEC, fill, normals
+from safetensors.torch import load_file, save_file
+
+from meanaudio.checkpoint import save_weights, write_json
+from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, Codec, load_codec, load_vae, read_codec_config
+from meanaudio.codec.griffin_lim import griffin_lim
+from meanaudio.codec.losses import Discriminator, ReconstructionLoss, discriminator_loss, generator_losses, stft_distance
+from meanaudio.config import MelConfig
+from meanaudio.errors import InputError
+
+
+@pytest.fixture
+def codec() -> Codec:
+    return fill(Codec(TINY_CODEC)).eval()
+
+
+@pytest.fixture
+def folder(codec, tmp_path):
+    save_weights(tmp_path / VAE_FILE, codec.vae.state_dict())
+    save_weights(tmp_path / VOCODER_FILE, codec.vocoder.state_dict())
+    write_json(tmp_path / "config.json", {"codec": TINY_CODEC.model_dump(mode="json")})
+    return tmp_path
+
+
+@pytest.mark.parametrize("samples", [1, 1024, 1025, 16000])
+def test_lengths(codec, samples):
+    audio = 0.1 * normals(2, samples)
+    num_latents = -(-samples // codec.spec.samples_per_latent)
+    posterior = codec.encode(audio)
+    assert posterior.mean.shape == (2, num_latents, TINY_CODEC.vae.latent_dim)
+    assert codec.decode(posterior.mean).shape == (2, num_latents * codec.spec.samples_per_latent)
+    assert codec.reconstruct(audio).shape == audio.shape
+
+
+def test_round_trip_of_a_folder(codec, folder):
+    audio = 0.1 * normals(1, 4096)
+    loaded = load_codec(folder)
+    torch.testing.assert_close(loaded.reconstruct(audio), codec.reconstruct(audio))
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert load_vae(folder)[1] == TINY_CODEC
+
+
+def test_broken_folders_are_refused(folder):
+    state = load_file(folder / VAE_FILE)
+    name = next(iter(state))
+    save_file({k: v for k, v in state.items() if k != name} | {"stray": torch.zeros(1)}, folder / VAE_FILE)
+    with pytest.raises(InputError, match=f"missing {name}.*stray"):
+        load_codec(folder)
+    save_file(state | {name: state[name] * torch.nan}, folder / VAE_FILE)
+    with pytest.raises(InputError, match=f"NaN.*{name}"):
+        load_codec(folder)
+    write_json(folder / "config.json", {"something": 1})
+    with pytest.raises(InputError, match="codec"):
+        read_codec_config(folder)
+
+
+def test_empty_audio_is_an_error(codec):
+    with pytest.raises(InputError, match="N > 0"):
+        codec.encode(torch.zeros(1, 0))
+
+
+def test_distances_are_zero_for_equals_and_grow():
+    audio = 0.1 * normals(3, 8192)
+    noise = 0.1 * normals(3, 8192, seed=1)
+    loss = ReconstructionLoss(MelConfig())
+    assert stft_distance(audio, audio).abs().max() == 0
+    assert all(value == 0 for value in loss(audio, audio))
+    assert (stft_distance(audio + 0.1 * noise, audio) < stft_distance(audio + noise, audio)).all()
+    assert torch.isfinite(stft_distance(audio, torch.zeros_like(audio))).all()
+    silent = torch.zeros(1, 8192, requires_grad=True)
+    sum(loss(silent, audio[:1])).backward()
+    assert torch.isfinite(silent.grad).all()
+
+
+def test_discriminator_learns_to_tell_noise_from_tones():
+    judge = Discriminator(4)
+    tones = torch.sin(torch.arange(4096) * 0.2).expand(2, -1)
+    noise = 0.1 * normals(2, 4096)
+    optimizer = torch.optim.Adam(judge.parameters(), lr=1e-2)
+    first = discriminator_loss(judge, noise, tones).item()
+    for _ in range(10):
+        optimizer.zero_grad()
+        discriminator_loss(judge, noise, tones).backward()
+        optimizer.step()
+    assert discriminator_loss(judge, noise, tones).item() < 0.7 * first
+    adversarial, features = generator_losses(judge, tones, tones)
+    assert features == 0
+    assert adversarial < generator_losses(judge, noise, tones)[0]
+
+
+def test_griffin_lim_keeps_a_tone(codec):
+    tone = 0.3 * torch.sin(2 * torch.pi * 1000 * torch.arange(4096) / 16000)[None]
+    mel = codec.mel(tone)
+    made = griffin_lim(mel[0], MelConfig(), seed=0)
+    assert made.shape == (4096,)
+    assert torch.fft.rfft(made).abs().argmax().item() == pytest.approx(256, abs=4)
+    assert torch.equal(made, griffin_lim(mel[0], MelConfig(), seed=0))

@@ -1,0 +1,316 @@
+"""The network: sizes, the official outputs, and the laws its flags promise."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import LATENT_DIM, fill, floats, normals, random_text, tiny_network
+from torch.nn.functional import pad
+
+from meanaudio.checkpoint import load_into
+from meanaudio.config import NetworkConfig, ObjectiveConfig
+from meanaudio.convert import release_network_state
+from meanaudio.errors import InputError
+from meanaudio.flow import interpolate, velocity
+from meanaudio.guidance import guided
+from meanaudio.models.transformer import Transformer
+from meanaudio.objectives.mean_flow import mean_flow_at, total_derivative
+from meanaudio.pipeline import make_network
+from meanaudio.sampling import integrate, uniform_times
+from meanaudio.types import TextFeatures
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+HEADS = 2
+
+
+@pytest.mark.parametrize(("preset", "count"), [("s", 120_422_676), ("l", 479_451_668)])
+def test_parameter_counts_are_the_papers(preset, count):
+    config = NetworkConfig.model_validate(
+        {"preset": preset, "latent_dim": 20, "sequence_dim": 1024, "pooled_dim": 512, "interval": "absolute"}
+    )
+    with torch.device("meta"):
+        network = make_network(config)
+    assert sum(p.numel() for p in network.parameters()) == count
+
+
+# ---------------------------------------------------------------- the official outputs
+
+
+class Golden:
+    """The official small network under our names, with its inputs and outputs."""
+
+    def __init__(self) -> None:
+        self.state = floats(GOLDEN / "net_state.safetensors")
+        self.io = floats(GOLDEN / "net_io.safetensors")
+        self.text = self.features(self.io["text_f"], self.io["text_f_c"])
+        self.null = self.features(self.state["empty_string_feat"][None], self.state["empty_string_feat_c"][None])
+
+    @staticmethod
+    def features(sequence, pooled) -> TextFeatures:
+        return TextFeatures(sequence, pooled, torch.ones(sequence.shape[:2], dtype=torch.bool))
+
+    def network(self, interval: str = "absolute") -> Transformer:
+        network = Transformer(
+            latent_dim=20, sequence_dim=48, pooled_dim=32, width=64, num_heads=HEADS, joint_depth=2, single_depth=2,
+            interval=interval, mask_text=False,
+        )  # fmt: skip
+        state = {k: v for k, v in self.state.items() if interval != "none" or not k.startswith("r_embed")}
+        load_into(network, release_network_state(state, HEADS), "golden")
+        return network
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden()
+
+
+def close(found, expected, tolerance=1e-4):
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("latents", "r", "output"),
+    [("latent", "r", "out_meanaudio"), ("latent", "t", "out_meanaudio_r_eq_t"), ("latent_long", "r", "out_meanaudio_long")],
+)
+@torch.no_grad()
+def test_outputs_are_the_official_networks(golden, latents, r, output):
+    io, network = golden.io, golden.network()
+    close(network(io[latents], io["t"], io[r], network.condition(golden.text)), io[output])
+
+
+@torch.no_grad()
+def test_flow_matching_outputs_are_the_official_networks(golden):
+    io, network = golden.io, golden.network("none")
+    close(network(io["latent"], io["t"], io["r"], network.condition(golden.text)), io["out_fluxaudio"])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 0.0])
+def test_the_mean_flow_loss_and_its_gradients_are_the_official_ones(golden, guidance):
+    expected, network = floats(GOLDEN / "meanflow_loss_io.safetensors"), golden.network()
+    keep = ~expected["null_text_mask"]
+    assert 0 < keep.sum() < len(keep)
+    times = expected["t"], expected["r"]
+    config = ObjectiveConfig(dropped_rows="release")
+    loss = mean_flow_at(
+        network, expected["x0_data"], expected["e"], *times, keep, golden.text, golden.null, guidance=guidance, config=config
+    )
+    close(loss.per_sample, expected["loss"] if guidance else expected["loss_w_None"])
+    if not guidance:
+        return
+    plain = mean_flow_at(
+        network, expected["x0_data"], expected["e"], *times, keep, golden.text, golden.null, guidance=guidance,
+        config=ObjectiveConfig(dropped_rows="release", adaptive_power=0.0),
+    )  # fmt: skip
+    close(plain.per_sample, expected["err_sq_mean"])
+    loss.per_sample.mean().backward()
+    norms = json.loads((GOLDEN / "meanflow_loss_gradnorms.json").read_text())
+    official = {name: next(iter(release_network_state({name: golden.state[name]}, HEADS))) for name in norms}
+    found = dict(network.named_parameters())
+    assert set(official.values()) == set(found)
+    for name, ours in official.items():
+        assert found[ours].grad.norm().item() == pytest.approx(norms[name], rel=1e-3, abs=1e-5), name
+    stored = {k.removeprefix("grad."): v for k, v in expected.items() if k.startswith("grad.")}
+    for ours, gradient in release_network_state(stored, HEADS).items():
+        close(found[ours].grad, gradient)
+
+
+def test_the_derivative_along_the_path_is_the_official_one(golden):
+    expected, network = floats(GOLDEN / "meanflow_loss_io.safetensors"), golden.network()
+    z = interpolate(expected["x0_data"], expected["e"], expected["t"])
+    kept = golden.text.where(~expected["null_text_mask"], golden.null)
+    close(total_derivative(network, z, expected["t"], expected["r"], expected["v_hat"], kept), expected["dudt"], 3e-4)
+
+
+def test_the_flow_matching_loss_is_the_official_one(golden):
+    expected, shared = floats(GOLDEN / "fm_loss_io.safetensors"), floats(GOLDEN / "meanflow_loss_io.safetensors")
+    network, x, noise, t = golden.network("none"), shared["x0_data"], shared["e"], expected["t"]
+    kept = golden.text.where(~shared["null_text_mask"], golden.null)
+    close(interpolate(x, noise, t), expected["xt"], 1e-6)
+    predicted = network(interpolate(x, noise, t), t, t, network.condition(kept))
+    close(predicted, expected["pred_v"])
+    loss = (predicted - velocity(x, noise)).square().flatten(1).mean(1)
+    close(loss, expected["loss"])
+    loss.mean().backward()
+    close(network.out.weight.grad, expected["grad_final_conv"])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("scale", [1, 3])
+def test_mean_velocity_jumps_are_the_official_ones(golden, steps, scale):
+    expected, network = floats(GOLDEN / "sampler_io.safetensors"), golden.network().requires_grad_(False)
+    away = network.field(network.condition(golden.null.expand(4)))
+    field = guided(network.field(network.condition(golden.text)), away, scale)
+    # the official sampler calls no guidance 0
+    close(integrate(field, expected["x0"], uniform_times(steps), mean=True), expected[f"mf_steps{steps}_cfg{scale if scale > 1 else 0}"])
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps", "scale", "mean", "output"),
+    [
+        ("absolute", 2, 3.0, True, "mf_steps2_cfg3_neg"),
+        ("none", 5, 4.5, False, "fm_euler5_cfg4.5_rev_neg"),
+    ],
+)
+def test_negative_prompts_are_the_official_ones(golden, interval, steps, scale, mean, output):
+    expected, network = floats(GOLDEN / "sampler_io.safetensors"), golden.network(interval).requires_grad_(False)
+    negative = golden.features(expected["neg_text_f"], expected["neg_text_f_c"])
+    field = guided(network.field(network.condition(golden.text)), network.field(network.condition(negative)), scale)
+    close(integrate(field, expected["x0"], uniform_times(steps), mean=mean), expected[output])
+
+
+@pytest.mark.parametrize(
+    ("steps", "scale", "output"), [(5, 1, "fm_euler5_cfg0_rev"), (5, 4.5, "fm_euler5_cfg4.5_rev"), (25, 4.5, "fm_euler25_cfg4.5_rev")]
+)
+def test_euler_steps_are_the_official_ones(golden, steps, scale, output):
+    expected, network = floats(GOLDEN / "sampler_io.safetensors"), golden.network("none").requires_grad_(False)
+    field = guided(network.field(network.condition(golden.text)), network.field(network.condition(golden.null.expand(4))), scale)
+    close(integrate(field, expected["x0"], uniform_times(steps), mean=False), expected[output], 3e-4)
+
+
+def test_conversion_leaves_out_what_is_no_weight_and_refuses_what_it_does_not_know(golden):
+    extras = {"latent_rot": torch.zeros(1), "text_rot": torch.zeros(1), "t_embed.freqs": torch.zeros(1)}
+    ours = release_network_state({**golden.state, **extras}, HEADS)
+    assert set(ours) == set(golden.network().state_dict())
+    for stranger in ("audio_input_proj.0.gain", "joint_blocks.0.video_block.ffn.w1.weight", "audio_in.0.weight", "optimizer"):
+        with pytest.raises(InputError, match="unknown key"):
+            release_network_state({stranger: torch.zeros(1)}, HEADS)
+
+
+# ---------------------------------------------------------------- laws
+
+
+def inputs(batch: int, length: int = 12):
+    t = torch.linspace(0.9, 0.4, batch)
+    return normals(batch, length, LATENT_DIM), t, t * torch.linspace(0, 1, batch)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 40, 333])
+@torch.no_grad()
+def test_any_length_goes_in_and_comes_out(length):
+    network = fill(make_network(tiny_network()))
+    z, t, r = inputs(2, length)
+    out = network(z, t, r, network.condition(random_text([3, 4])))
+    assert out.shape == z.shape
+    assert torch.isfinite(out).all()
+
+
+@torch.no_grad()
+def test_padding_is_not_heard_unless_the_network_attends_to_it():
+    z, t, r = inputs(2)
+    text = random_text([5, 5])
+    noisy = text.pad_to(9)
+    noisy = TextFeatures(noisy.sequence + 3.0 * ~noisy.mask[..., None], noisy.pooled, noisy.mask)
+    for mask_text in (True, False):
+        network = fill(make_network(tiny_network(mask_text=mask_text)), std=0.3)
+        alone, padded, spoilt = (network(z, t, r, network.condition(x)) for x in (text, text.pad_to(9), noisy))
+        assert torch.allclose(alone, padded, atol=1e-5) == mask_text
+        assert torch.allclose(alone, spoilt, atol=1e-5) == mask_text
+
+
+@torch.no_grad()
+def test_a_row_is_the_same_alone_and_in_a_batch():
+    network = fill(make_network(tiny_network()), std=0.3)
+    z, t, r = inputs(3)
+    text = random_text([2, 6, 4])
+    together = network(z, t, r, network.condition(text))
+    for i, length in enumerate([2, 6, 4]):
+        row = text[i : i + 1]
+        row = TextFeatures(row.sequence[:, :length], row.pooled, row.mask[:, :length])
+        close(network(z[i : i + 1], t[i : i + 1], r[i : i + 1], network.condition(row)), together[i : i + 1])
+
+
+@torch.no_grad()
+def test_time_interval_text_and_order_all_matter():
+    network = fill(make_network(tiny_network()), std=0.3)
+    z, t, r = inputs(2)
+    text = random_text([4, 4])
+    condition = network.condition(text)
+    base = network(z, t, r, condition)
+    turned = TextFeatures(text.sequence.flip(1), text.pooled, text.mask)
+    for other in (
+        network(z, t * 0.9, r * 0.9, condition),
+        network(z, t, t, condition),
+        network(z.flip(1), t, r, condition).flip(1),
+        network(z, t, r, network.condition(turned)),
+        network(z, t, r, network.condition(TextFeatures(text.sequence, text.pooled.flip(0), text.mask))),
+    ):
+        assert (other - base).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_relative_interval_continues_from_a_flow_matching_network():
+    before = fill(make_network(tiny_network(interval="none")), std=0.3)
+    after = make_network(tiny_network(interval="relative"))
+    fresh = {k: v for k, v in after.state_dict().items() if k.startswith("interval_embedding")}
+    load_into(after, before.state_dict() | fresh, "test")
+    z, t, r = inputs(3)
+    text = random_text([3, 4, 5])
+    expected = before(z, t, r, before.condition(text))
+    for end in (t, r, torch.zeros(3)):
+        assert torch.equal(after(z, t, end, after.condition(text)), expected)
+
+
+@torch.no_grad()
+def test_the_guidance_embedding_starts_as_nothing_and_must_be_given():
+    without = fill(make_network(tiny_network()), std=0.3)
+    with_scale = make_network(tiny_network(guidance_embedding=True))
+    fresh = {k: v for k, v in with_scale.state_dict().items() if k.startswith("guidance_embedding")}
+    load_into(with_scale, without.state_dict() | fresh, "test")
+    z, t, r = inputs(2)
+    text = random_text([3, 4])
+    expected = without(z, t, r, without.condition(text))
+    for scale in (1.0, 4.5):
+        assert torch.equal(with_scale(z, t, r, with_scale.condition(text), torch.full((2,), scale)), expected)
+    fill(with_scale, std=0.3)
+    one, many = (with_scale(z, t, r, with_scale.condition(text), torch.full((2,), s)) for s in (1.0, 4.5))
+    assert (one - many).abs().max() > 1e-3
+    with pytest.raises(InputError, match="guidance scale"):
+        with_scale(z, t, r, with_scale.condition(text))
+    with pytest.raises(InputError, match="guidance scale"):
+        without(z, t, r, without.condition(text), torch.ones(2))
+
+
+@torch.no_grad()
+def test_a_fresh_network_is_silent():
+    network = make_network(tiny_network())
+    z, t, r = inputs(2)
+    assert torch.equal(network(z, t, r, network.condition(random_text([3, 4]))), torch.zeros_like(z))
+
+
+@pytest.mark.parametrize("change", ["sequence", "pooled"])
+def test_a_condition_of_other_widths_is_refused(change):
+    network = make_network(tiny_network())
+    text = random_text([3])
+    wide = {"sequence": text.sequence, "pooled": text.pooled, "mask": text.mask}
+    wide[change] = pad(wide[change], (0, 4))
+    with pytest.raises(InputError, match="20"):
+        network.condition(TextFeatures(**wide))
+
+
+@torch.no_grad()
+def test_bf16_autocast_is_within_two_percent():
+    network = fill(make_network(tiny_network()), std=0.15)
+    z, t, r = inputs(4, 40)
+    text = random_text([3, 4, 9, 2])
+    exact = network(z, t, r, network.condition(text))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network(z, t, r, network.condition(text)).float()
+    assert 0 < (exact - rounded).norm() < 0.02 * exact.norm()
+
+
+@torch.no_grad()
+def test_text_features_are_not_changed():
+    network = fill(make_network(tiny_network()))
+    text = random_text([3, 4])
+    copies = [x.clone() for x in (text.sequence, text.pooled, text.mask)]
+    network(*inputs(2), network.condition(text))
+    assert all(torch.equal(a, b) for a, b in zip((text.sequence, text.pooled, text.mask), copies, strict=True))
+
+
+@torch.no_grad()
+def test_text_that_is_all_padding_gives_finite_output():
+    network = fill(make_network(tiny_network()))
+    text = random_text([3, 4])
+    empty = TextFeatures(text.sequence, text.pooled, torch.zeros_like(text.mask))
+    assert torch.isfinite(network(*inputs(2), network.condition(empty))).all()

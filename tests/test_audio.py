@@ -1,0 +1,160 @@
+"""Audio on disk: exact lengths, round trips, refusals, and nothing half-written."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meanaudio.audio import SAVE_SUFFIXES, AudioSpec, fit, limit_peak, load_audio, read_metadata, resample, save_audio
+from meanaudio.errors import InputError
+
+
+def tone(seconds: float = 0.5, rate: int = 16000, hertz: float = 440.0) -> torch.Tensor:
+    return 0.5 * torch.sin(2 * torch.pi * hertz * torch.arange(round(seconds * rate)) / rate)
+
+
+specs = st.builds(AudioSpec, st.sampled_from([8000, 16000, 44100]), st.sampled_from([160, 256, 512]), st.integers(1, 8))
+
+
+@given(spec=specs, seconds=st.floats(0.001, 200))
+def test_covering_latents_cover_and_window_latents_fit(spec, seconds):
+    samples, one = spec.num_samples(seconds), spec.samples_per_latent
+    assert abs(samples - seconds * spec.sample_rate) <= 0.5
+    assert (spec.covering_latents(seconds) - 1) * one < max(samples, 1) <= spec.covering_latents(seconds) * one
+    assert spec.window_latents(seconds) * one <= samples < (spec.window_latents(seconds) + 1) * one
+    assert 0 <= spec.covering_latents(seconds) - spec.window_latents(seconds) <= 1
+
+
+def test_the_release_makes_31_and_a_quarter_latents_a_second():
+    assert AudioSpec().latent_rate == 31.25
+
+
+@given(samples=st.integers(0, 50), wanted=st.integers(0, 50), batch=st.integers(0, 3))
+def test_fit_is_exact_and_pads_with_silence_at_the_end(samples, wanted, batch):
+    audio = torch.arange(1.0, samples + 1).expand(batch, samples)
+    fitted = fit(audio, wanted)
+    assert fitted.shape == (batch, wanted)
+    kept = min(samples, wanted)
+    assert torch.equal(fitted[:, :kept], audio[:, :kept])
+    assert (fitted[:, kept:] == 0).all()
+
+
+@pytest.mark.parametrize(("source", "target"), [(44100, 16000), (16000, 44100), (48000, 16000), (8000, 16000)])
+def test_resampling_keeps_a_tone(source, target):
+    found = resample(tone(1.0, source).numpy(), source, target)
+    expected = tone(1.0, target).numpy()
+    assert abs(len(found) - len(expected)) <= 1
+    middle = slice(target // 10, target * 9 // 10)
+    assert np.abs(found[middle] - expected[middle]).max() < 1e-3
+
+
+def test_limit_peak_leaves_quiet_clips_alone():
+    audio = torch.stack([tone() * 4, tone()])
+    limited = limit_peak(audio)
+    assert limited.abs().amax(1).tolist() == pytest.approx([0.98, audio[1].abs().max().item()])
+    assert torch.equal(limited[1], audio[1])
+    assert torch.equal(limit_peak(torch.zeros(3)), torch.zeros(3))
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("suffix", SAVE_SUFFIXES)
+def test_what_is_saved_is_read_back(tmp_path, suffix):
+    audio = tone(0.7)
+    path = save_audio(tmp_path / "deep" / f"tone{suffix}", audio, 16000)
+    found = load_audio(path, 16000)
+    assert found.dtype == torch.float32
+    assert found.shape == audio.shape
+    assert (found - audio).abs().max() < (0.1 if suffix == ".ogg" else 1e-4)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", SAVE_SUFFIXES)
+def test_metadata_is_read_back(tmp_path, suffix):
+    metadata = {"prompt": 'naïve "rain"\n雨 ' + "x" * 900, "seed": 2**62, "duration": 0.1, "list": [1, None]}
+    path = save_audio(tmp_path / f"a{suffix}", tone(0.1), 16000, metadata)
+    assert read_metadata(path) == metadata
+    assert len(load_audio(path, 16000)) == 1600
+
+
+def test_files_of_others_have_no_metadata(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(10), 16000)
+    assert read_metadata(tmp_path / "a.wav") == {}
+
+
+@pytest.mark.parametrize(
+    ("audio", "name", "told"),
+    [
+        (torch.tensor([0.0, float("nan")]), "a.wav", "NaN"),
+        (torch.tensor([0.0, float("inf")]), "a.wav", "infinite"),
+        (torch.tensor([0.0, 1.01]), "a.wav", "1.01"),
+        (torch.zeros(2, 5), "a.wav", "(2, 5)"),
+        (torch.zeros(0), "a.wav", "(0,)"),
+        (torch.zeros(5), "a.mp3", ".wav, .flac, .ogg"),
+        (torch.zeros(5), "a", ".wav, .flac, .ogg"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_and_nothing_is_written(tmp_path, audio, name, told):
+    with pytest.raises(InputError) as error:
+        save_audio(tmp_path / "sub" / name, audio, 16000)
+    assert told in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = save_audio(tmp_path / "a.wav", tone(), 16000)
+    before = path.read_bytes()
+
+    def fail(self, data):
+        raise soundfile.LibsndfileError(1, "disk full: ")
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", fail)
+    with pytest.raises(InputError, match="disk full"):
+        save_audio(path, tone(0.1), 16000)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+
+
+def test_a_file_where_a_folder_should_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot write"):
+        save_audio(tmp_path / "file" / "a.wav", tone(), 16000)
+
+
+def test_a_stretch_of_a_stereo_file_is_mixed_cut_and_resampled(tmp_path):
+    left = tone(1.0, 44100).numpy()
+    soundfile.write(tmp_path / "a.wav", np.stack([left, np.zeros_like(left)], 1), 44100, subtype="FLOAT")
+    found = load_audio(tmp_path / "a.wav", 16000, start=0.25, duration=0.5)
+    assert len(found) == 8000
+    assert (found - 0.5 * tone(1.0)[4000:12000])[500:-500].abs().max() < 1e-3
+    assert len(load_audio(tmp_path / "a.wav", 16000, start=0.9, duration=5.0)) == 1600
+
+
+def test_bad_files_are_refused_by_name(tmp_path):
+    def refused(path, told, **options):
+        with pytest.raises(InputError) as error:
+            load_audio(path, 16000, **options)
+        assert told in str(error.value)
+        assert path.name in str(error.value)
+
+    refused(tmp_path / "missing.wav", "no such audio file")
+    refused(tmp_path, "no such audio file")
+    (tmp_path / "text.wav").write_text("this is no sound")
+    refused(tmp_path / "text.wav", "cannot be read")
+    (tmp_path / "nothing.wav").write_bytes(b"")
+    refused(tmp_path / "nothing.wav", "cannot be read")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    refused(tmp_path / "empty.wav", "no samples")
+    soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan], np.float32), 16000, subtype="FLOAT")
+    refused(tmp_path / "nan.wav", "NaN")
+    soundfile.write(tmp_path / "short.wav", np.ones(1600) * 0.1, 16000)
+    refused(tmp_path / "short.wav", "past its end (0.100 s)", start=0.1)
+    refused(tmp_path / "short.wav", "past its end", start=5.0)
+
+
+def test_silence_is_sound(tmp_path):
+    path = save_audio(tmp_path / "a.wav", torch.zeros(100), 16000)
+    assert torch.equal(load_audio(path, 16000), torch.zeros(100))

@@ -1,0 +1,175 @@
+"""Weights and states on disk: strict loads, damage, names, and writes that survive a failure."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from meanaudio.checkpoint import (
+    file_hash,
+    load_into,
+    load_training_state,
+    load_weights,
+    read_json,
+    require_space,
+    resolve,
+    save_training_state,
+    save_weights,
+    write_beside,
+    write_json,
+)
+from meanaudio.errors import InputError
+
+
+def state() -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in nn.Linear(3, 2).state_dict().items()}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_weights_are_read_back(tmp_path, dtype):
+    weights = state() | {"steps": torch.tensor(7), "turned": torch.arange(6.0).reshape(2, 3).T}
+    save_weights(tmp_path / "deep" / "w.safetensors", weights, dtype)
+    found = load_weights(tmp_path / "deep" / "w.safetensors")
+    assert found.keys() == weights.keys()
+    for key, value in weights.items():
+        assert found[key].dtype == (dtype if dtype and value.is_floating_point() else value.dtype)
+        torch.testing.assert_close(found[key].to(value.dtype), value, atol=1e-3, rtol=1e-3)
+
+
+def test_a_strict_load_takes_exactly_its_keys_and_keeps_its_types():
+    module, weights = nn.Linear(3, 2), state()
+    load_into(module, {k: v.half() for k, v in weights.items()}, "file")
+    assert module.weight.dtype == torch.float32
+    torch.testing.assert_close(module.weight.data, weights["weight"], atol=1e-3, rtol=1e-3)
+
+
+def test_a_strict_load_lists_all_that_differs_and_loads_nothing():
+    module = nn.Linear(3, 2)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    wrong = {"weight": torch.zeros(5, 3), "extra": torch.zeros(1), "more": torch.zeros(1)}
+    with pytest.raises(InputError) as error:
+        load_into(module, wrong, "some/file")
+    for told in ("some/file", "missing bias", "not expected extra, more", "weight (5, 3) instead of (2, 3)"):
+        assert told in str(error.value)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    many = state() | {f"extra{i}": torch.zeros(1) for i in range(1000)}
+    with pytest.raises(InputError, match="and 995 more") as error:
+        load_into(module, many, "file")
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_key(tmp_path, value):
+    weights = state()
+    weights["bias"][1] = value
+    save_weights(tmp_path / "w.safetensors", weights)
+    with pytest.raises(InputError, match=r"w\.safetensors.*NaN.*bias"):
+        load_weights(tmp_path / "w.safetensors")
+    assert load_weights(tmp_path / "w.safetensors", finite=False).keys() == weights.keys()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b"\xff" * 100])
+def test_damaged_weights_are_refused_by_name(tmp_path, damage):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, state())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"w\.safetensors: not a readable safetensors file"):
+        load_weights(path)
+
+
+def test_missing_files_are_refused_by_name(tmp_path):
+    for read in (load_weights, read_json, file_hash, load_training_state):
+        with pytest.raises(InputError, match="nowhere"):
+            read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\x00", b""])
+def test_damaged_json_is_refused_by_name(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_failing_writer_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": True})
+
+    def fail(beside):
+        beside.write_text('{"new": ')
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        write_beside(path, fail)
+    assert read_json(path) == {"old": True}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    write_json(path, {"new": "é"})
+    assert read_json(path) == {"new": "é"}
+
+
+def test_the_hash_is_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.fixture
+def homes(tmp_path, monkeypatch):
+    for home, name in (("checkpoints", "near"), ("elsewhere", "far"), ("elsewhere", "near")):
+        (tmp_path / home / name).mkdir(parents=True)
+        write_json(tmp_path / home / name / "config.json", {})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEANAUDIO_CHECKPOINTS", str(tmp_path / "elsewhere"))
+    return tmp_path
+
+
+def test_a_model_is_found_by_path_and_by_name(homes):
+    assert resolve(homes / "elsewhere" / "far") == homes / "elsewhere" / "far"
+    assert resolve("elsewhere/near").resolve() == homes / "elsewhere" / "near"
+    assert resolve("far") == homes / "elsewhere" / "far"
+    assert resolve("near").resolve() == homes / "checkpoints" / "near"
+
+
+@pytest.mark.parametrize("name", ["nonesuch", "elsewhere/nonesuch", "../far", "", "a\0b"])
+def test_an_unknown_model_is_refused(homes, name):
+    with pytest.raises(InputError):
+        resolve(name)
+
+
+def test_the_refusal_lists_the_known_names(homes):
+    with pytest.raises(InputError, match=r"unknown model 'nonesuch'.*far, near"):
+        resolve("nonesuch")
+    (homes / "no-checkpoint").mkdir()
+    with pytest.raises(InputError, match=r"no-checkpoint: no config\.json"):
+        resolve("no-checkpoint")
+
+
+# ---------------------------------------------------------------- training states, space
+
+
+def test_training_states_are_read_back_and_never_run_as_code(tmp_path):
+    save_training_state(tmp_path / "s.pt", {"step": 3, "network": {"w": torch.arange(3)}, "list": [1.5, "a", None]})
+    found = load_training_state(tmp_path / "s.pt")
+    assert found["step"] == 3
+    assert torch.equal(found["network"]["w"], torch.arange(3))
+    assert found["list"] == [1.5, "a", None]
+
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was-run"), "w"))
+
+    torch.save({"step": Payload()}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match=r"evil\.pt"):
+        load_training_state(tmp_path / "evil.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(InputError, match=r"plain\.pt"):
+        load_training_state(tmp_path / "plain.pt")
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_too_little_space_is_told_before_work_begins(tmp_path):
+    require_space(tmp_path / "new", 1)
+    with pytest.raises(InputError, match="MB needed"):
+        require_space(tmp_path / "new", 10**18)

@@ -1,0 +1,363 @@
+"""The command line: every verb end to end on tiny things, and every refusal with exit code 2, one line, and nothing half-written."""
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+from meanaudio.audio import read_metadata
+from meanaudio.cli import main
+from meanaudio.generate import file_stem
+from meanaudio.pack import pack
+from meanaudio.pipeline import MeanAudio
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["meanaudio", *map(str, args)])
+        code = 0
+        with warnings.catch_warnings():
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+
+
+# ---------------------------------------------------------------- end to end
+
+
+@pytest.fixture
+def train_config(tiny_checkpoint, tmp_path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        f"""
+task: generator
+data: {tmp_path}/shards
+codec_from: {tiny_checkpoint}
+seconds: 1.024
+text: {{max_tokens: 16}}
+network: {{preset: tiny, latent_dim: 8}}
+objective: {{interval_fraction: {{start: 0.0, stop: 0.5}}, guidance: {{start: 1.0, stop: 1.0}}}}
+optim: {{lr: 1e-3, warmup: 1}}
+loop: {{steps: 4, batch_size: 4, log_every: 1, sample_every: 4, save_every: 2}}
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_from_recordings_to_sound(run, fast_text, train_config, tiny_manifest, tmp_path):
+    """prepare, train in two parts, pack, generate, benchmark: each exits 0, and each reads what the one before wrote."""
+    for split, scenes in (("train", 6), ("val", 0)):
+        code, out, err = run(
+            "prepare", tiny_manifest, "-o", tmp_path / "shards" / split, "-c", train_config, "--split", split, "--scenes", scenes, "--quiet"
+        )
+        assert code == 0, err
+        assert f"{6 if scenes else 2} items in" in out
+
+    for more in (["--until", "2"], []):
+        code, _, err = run("train", "-c", train_config, "-o", tmp_path / "run", "--device", "cpu", "--quiet", *more)
+        assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert "held_out/frechet_1_step" in rows[-1]
+    assert sorted(p.suffix for p in (tmp_path / "run" / "samples" / "0000004").iterdir()) == [".png", ".png", ".wav", ".wav"]
+
+    code, out, err = run("pack", tmp_path / "run" / "export", "-o", tmp_path / "packed")
+    assert code == 0, err
+    assert "MB" in out
+    assert sorted(p.name for p in (tmp_path / "packed").iterdir()) == [
+        "config.json", "network.safetensors", "vae.safetensors", "vocoder.safetensors",
+    ]  # fmt: skip
+    assert load_file(tmp_path / "packed" / "network.safetensors")["out.weight"].dtype == torch.float16
+
+    code, out, err = run(
+        "generate",
+        "a tone",
+        "-m",
+        tmp_path / "packed",
+        "-o",
+        tmp_path / "a.wav",
+        "-d",
+        "0.7",
+        "--seed",
+        "3",
+        "--device",
+        "cpu",
+        "--spectrogram",
+    )
+    assert code == 0, err
+    assert soundfile.info(tmp_path / "a.wav").frames == 11200
+    assert read_metadata(tmp_path / "a.wav")["prompt"] == "a tone"
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "seed 3" in out
+    assert "real-time factor" in out
+
+    code, out, err = run("benchmark", "-m", tmp_path / "packed", "--repeats", "2", "--device", "cpu", "--duration", "0.3")
+    assert code == 0, err
+    assert "end to end" in out
+
+
+def test_several_prompts_fill_a_folder_in_order_with_seeds_that_follow(run, fast_text, tiny_checkpoint, tmp_path):
+    code, out, _ = run(
+        "generate",
+        "A dog barks!",
+        "-p",
+        "雨",
+        "-p",
+        "a/b ../c",
+        "-m",
+        tiny_checkpoint,
+        "-o",
+        tmp_path / "sounds",
+        "-d",
+        "0.2",
+        "--device",
+        "cpu",
+    )
+    assert code == 0
+    names = ["00-a-dog-barks.wav", "01.wav", "02-a-b-c.wav"]
+    assert sorted(p.name for p in (tmp_path / "sounds").iterdir()) == names
+    found = [read_metadata(tmp_path / "sounds" / name) for name in names]
+    assert [f["prompt"] for f in found] == ["A dog barks!", "雨", "a/b ../c"]
+    assert [f["seed"] - found[0]["seed"] for f in found] == [0, 1, 2]
+    assert all(f"seed {f['seed']}" in out for f in found)
+    assert file_stem("x" * 300, 7) == "07-" + "x" * 50
+
+
+def test_the_doors_and_the_real_text_encoder_work_from_a_shell(tiny_checkpoint, tmp_path):
+    """infer.py in its own process makes the sound that this process makes; train.py refuses in one line."""
+    command = [sys.executable, str(ROOT / "infer.py"), "rain", "-m", str(tiny_checkpoint), "-o", "a.flac", "--seed", "1", "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert soundfile.info(tmp_path / "a.flac").frames == 16384
+    here = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu").generate("rain", seed=1).samples[0]
+    there = torch.from_numpy(soundfile.read(tmp_path / "a.flac", dtype="float32")[0])
+    torch.testing.assert_close(there, here, atol=2e-4, rtol=1e-3)
+
+    command = [sys.executable, str(ROOT / "train.py"), "-c", "nowhere.yaml", "-o", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: no such config file: nowhere.yaml\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.flac"]
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.fixture
+def refused(run, monkeypatch, tmp_path):
+    """Assert that a command ends with exit code 2, one line on stderr that tells `told`, and the working folder as it was."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def refused(told, *args):
+        before = listing(tmp_path)
+        code, out, err = run(*args)
+        assert code == 2, err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert told in err
+        assert len(err) < 500
+        assert listing(tmp_path) == before
+        return out
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("told", "options"),
+    [
+        ("unknown model 'nonesuch'", ["-m", "nonesuch"]),
+        ("File name too long", ["-m", "x" * 300]),
+        ("empty prompt ' '", [" "]),
+        ("10000 characters", ["x" * 10_000]),
+        ("empty prompt", ["-g", "2", "--negative-prompt", ""]),
+        ("duration = 0", ["-d", "0"]),
+        ("duration = 10000.0 s: must be from 0.01 to 120", ["-d", "10000"]),
+        ("duration = nan", ["-d", "nan"]),
+        ("steps = 0: must be from 1", ["-s", "0"]),
+        ("guidance_scale = 0.0", ["-g", "0"]),
+        ("no effect at guidance_scale 1", ["--negative-prompt", "hum"]),
+        ("device 'abacus'", ["--device", "abacus"]),
+        ("dtype 'int3': must be one of float32, bf16", ["--dtype", "int3"]),
+        ("must be one of .wav, .flac, .ogg", ["-o", "a.mp3"]),
+        ("2 prompts do not fit in one file", ["-p", "wind", "-o", "a.wav"]),
+        ("seed = -1", ["--seed", "-1"]),
+    ],
+)
+def test_generate_refuses(refused, fast_text, tiny_checkpoint, told, options):
+    prompt = [] if not options[0].startswith("-") else ["rain"]
+    chosen = [] if "-m" in options else ["-m", tiny_checkpoint]
+    device = [] if "--device" in options else ["--device", "cpu"]
+    refused(told, "generate", *prompt, *chosen, *device, *options)
+
+
+def test_generate_refuses_text_that_is_no_unicode(refused, tiny_checkpoint):
+    refused("not valid Unicode", "generate", "rain \udcff", "-m", tiny_checkpoint, "--device", "cpu")
+
+
+def test_generate_without_a_prompt_says_how(refused, tiny_checkpoint):
+    refused("no prompt given: meanaudio generate 'rain on a tin roof'", "generate", "-m", tiny_checkpoint)
+
+
+def test_generate_does_not_write_through_a_file(refused, fast_text, tiny_checkpoint, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    refused("cannot write", "generate", "rain", "-m", tiny_checkpoint, "-o", tmp_path / "file", "-d", "0.1", "--device", "cpu")
+
+
+def test_nan_weights_are_refused(refused, checkpoint_copy):
+    state = load_file(checkpoint_copy / "network.safetensors")
+    state["out.bias"][0] = float("nan")
+    save_file(state, checkpoint_copy / "network.safetensors")
+    refused("NaN or infinite weights in out.bias", "generate", "rain", "-m", checkpoint_copy, "--device", "cpu")
+
+
+def test_a_checkpoint_of_another_network_is_refused(refused, checkpoint_copy):
+    values = json.loads((checkpoint_copy / "config.json").read_text())
+    values["network"]["single_depth"] = 2
+    (checkpoint_copy / "config.json").write_text(json.dumps(values))
+    refused("weights of another network: missing single_blocks.1", "generate", "rain", "-m", checkpoint_copy, "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ("did you mean 'steps'?", "loop: {stpes: 3}"),
+        ("not valid YAML", "loop: {"),
+        ("task = 'sing'", "task: sing"),
+        ("codec_from", "seconds: 1.0"),
+    ],
+)
+def test_a_wrong_config_is_refused(refused, tiny_manifest, tmp_path, told, line):
+    (tmp_path / "c.yaml").write_text(line)
+    refused(told, "prepare", tiny_manifest, "-o", "shards", "-c", tmp_path / "c.yaml", "--quiet")
+    if "codec_from" not in told:
+        refused(told, "train", "-c", tmp_path / "c.yaml", "-o", "run", "--quiet")
+
+
+def test_a_wrong_override_is_refused(refused, train_config):
+    refused("did you mean 'steps'?", "train", "-c", train_config, "-o", "run", "--set", "loop.stpes=3")
+
+
+def test_training_without_shards_says_what_to_do(refused, train_config):
+    refused("meanaudio prepare", "train", "-c", train_config, "-o", "run", "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("told", "row"),
+    [
+        ("no column for audio", {"caption": "rain"}),
+        ("no column for caption", {"audio": "a.wav"}),
+        ("caption is ''", {"audio": "a.wav", "caption": ""}),
+        ("start is 'soon'", {"audio": "a.wav", "caption": "rain", "start": "soon"}),
+    ],
+)
+def test_a_wrong_manifest_row_is_refused(refused, train_config, tmp_path, told, row):
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    refused(told, "data", "check", tmp_path / "m.jsonl")
+    refused(told, "prepare", tmp_path / "m.jsonl", "-o", "shards", "-c", train_config, "--quiet")
+
+
+def test_a_missing_manifest_is_refused(refused, train_config):
+    for verb in (["data", "check"], ["prepare", "-o", "shards", "-c", train_config, "--quiet"]):
+        refused("nowhere.jsonl", *verb, "nowhere.jsonl")
+
+
+def test_missing_unreadable_and_silent_audio_are_listed(run, tmp_path):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 16000)
+    (tmp_path / "text.wav").write_text("no sound")
+    rows = [{"audio": f"{name}.wav", "caption": "rain"} for name in ("silent", "text", "gone")]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = run("data", "check", tmp_path / "m.jsonl")
+    assert code == 2
+    for kind, name in (("silent", "silent.wav"), ("unreadable", "text.wav"), ("missing", "gone.wav")):
+        assert f"{kind} (1):" in out
+        assert name in out
+
+
+@pytest.mark.parametrize(("told", "name"), [("no such audio file", "gone"), ("cannot be read", "text"), ("NaN", "nan")])
+def test_preparing_bad_audio_stops_without_an_index(run, train_config, tmp_path, told, name):
+    (tmp_path / "text.wav").write_text("no sound")
+    soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan], np.float32), 16000, subtype="FLOAT")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio": f"{name}.wav", "caption": "rain"}))
+    code, _, err = run("prepare", tmp_path / "m.jsonl", "-o", tmp_path / "shards", "-c", train_config, "--quiet")
+    assert code == 2
+    assert told in err
+    assert name in err
+    assert not (tmp_path / "shards" / "index.json").exists()
+
+
+def test_wrong_options_are_refused_by_the_parser(run):
+    for args in (["generate", "rain", "-d", "long"], ["sing"], ["train"]):
+        code, _, err = run(*args)
+        assert code == 2
+        assert err
+
+
+def test_help_names_every_verb(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for verb in ("generate", "train", "prepare", "pack", "benchmark", "data"):
+        assert verb in out
+
+
+# ---------------------------------------------------------------- pack
+
+
+def test_packing_stores_half_or_full_weights_and_sounds_alike(fast_text, tiny_checkpoint, tmp_path):
+    original = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu")
+    latents = original.sample_latents(original.encode_text(["rain"]), [0], 16)
+    for half, tolerance in ((False, 0.0), (True, 0.01)):
+        out = tmp_path / str(half)
+        pack(tiny_checkpoint, out, half=half)
+        packed = MeanAudio.from_pretrained(out, device="cpu")
+        found = packed.sample_latents(packed.encode_text(["rain"]), [0], 16)
+        assert (found - latents).norm() <= tolerance * latents.norm()
+        assert next(packed.network.parameters()).dtype == torch.float32
+    sizes = [sum(p.stat().st_size for p in (tmp_path / name).iterdir()) for name in ("True", "False")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_packing_takes_the_vocoder_of_another_codec_if_it_fits(fast_text, tiny_checkpoint, checkpoint_copy, tmp_path, refused):
+    vocoder = load_file(checkpoint_copy / "vocoder.safetensors")
+    save_file({k: v + 0.5 if k == "head.bias" else v for k, v in vocoder.items()}, checkpoint_copy / "vocoder.safetensors")
+    pack(tiny_checkpoint, tmp_path / "out", codec=checkpoint_copy, half=False)
+    assert torch.equal(load_file(tmp_path / "out" / "vocoder.safetensors")["head.bias"], vocoder["head.bias"] + 0.5)
+    values = json.loads((checkpoint_copy / "config.json").read_text())
+    values["codec"]["mel"]["f_max"] = 7000
+    (checkpoint_copy / "config.json").write_text(json.dumps(values))
+    refused("its vocoder takes", "pack", tiny_checkpoint, "-o", "packed", "--codec", checkpoint_copy)
+
+
+@pytest.mark.parametrize("name", ["network", "vae", "vocoder"])
+@pytest.mark.parametrize("damage", ["gone", "other"])
+def test_packing_something_incomplete_writes_nothing(refused, checkpoint_copy, name, damage):
+    path = checkpoint_copy / f"{name}.safetensors"
+    if damage == "gone":
+        path.unlink()
+    else:
+        save_file({"stranger": torch.zeros(1)}, path)
+    refused(path.name, "pack", checkpoint_copy, "-o", "packed")
+    refused("no such file", "pack", "nowhere", "-o", "packed")

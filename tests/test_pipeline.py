@@ -1,0 +1,234 @@
+"""Text to audio: exact lengths, seeds, guidance, and every refusal."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from meanaudio.audio import read_metadata
+from meanaudio.errors import InputError
+from meanaudio.pipeline import MAX_DURATION, MeanAudio, resolve_device
+
+
+@pytest.fixture
+def model(tiny_checkpoint, fast_text) -> MeanAudio:
+    return MeanAudio.from_pretrained(tiny_checkpoint, device="cpu")
+
+
+@pytest.mark.parametrize("duration", [0.0317, 0.5, 1.0, 1.02401, 1.4999, None])
+def test_the_length_is_exact_to_the_sample(model, duration):
+    audio = model.generate("rain", duration=duration, seed=0)
+    assert audio.sample_rate == 16000
+    assert audio.samples.shape == (1, round((duration or 1.024) * 16000))
+    assert audio.samples.dtype == torch.float32
+    assert audio.samples.abs().max() <= 0.9801
+    assert audio.samples.std() > 1e-3
+
+
+def test_a_clip_is_the_same_alone_and_in_a_batch(model):
+    prompts = ["rain", "a dog barks twice at the gate", "wind in the trees"]
+    together = model.generate(prompts, seed=5)
+    for k, prompt in enumerate(prompts):
+        alone = model.generate(prompt, seed=5 + k)
+        torch.testing.assert_close(alone.samples[0], together.samples[k], atol=1e-4, rtol=1e-4)
+        assert alone.parameters[0] == together.parameters[k]
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 3}, {"guidance_scale": 3.0}])
+def test_a_seed_repeats_and_another_differs(model, options):
+    first, again, other = (model.generate("rain", seed=seed, **options).samples for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert (first - other).abs().max() > 1e-2
+
+
+def test_steps_prompt_guidance_and_negative_prompt_change_the_sound(model):
+    calls = [
+        {},
+        {"steps": 2},
+        {"steps": 4},
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 4.0, "negative_prompt": "speech in a room"},
+        {"prompts": "a loud explosion"},
+    ]
+    sounds = [model.generate(**{"prompts": "rain", "seed": 3, **call}).samples for call in calls]
+    for i in range(len(sounds)):
+        for j in range(i):
+            assert (sounds[i] - sounds[j]).abs().max() > 1e-3, (calls[i], calls[j])
+
+
+def test_a_mean_velocity_network_is_evaluated_once_a_step_and_twice_with_guidance(model, monkeypatch):
+    counted = []
+    forward = type(model.network).forward
+    monkeypatch.setattr(type(model.network), "forward", lambda self, *args: counted.append(1) or forward(self, *args))
+    for steps, scale, evaluations in ((1, 1.0, 1), (4, 1.0, 4), (2, 2.0, 4)):
+        counted.clear()
+        model.generate("rain", steps=steps, guidance_scale=scale, seed=0)
+        assert len(counted) == evaluations
+
+
+def test_a_drawn_seed_is_reported_and_makes_the_clip_again(model):
+    drawn = model.generate(["rain", "wind"])
+    first, second = (p["seed"] for p in drawn.parameters)
+    assert second == first + 1
+    again = model.generate(["rain", "wind"], seed=first)
+    assert torch.equal(drawn.samples, again.samples)
+
+
+def test_bf16_gives_nearly_the_same_latents_and_finite_sound(tiny_checkpoint, model):
+    half = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
+    text = model.encode_text(["rain"])
+    exact, rounded = (m.sample_latents(text, [0], 16) for m in (model, half))
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).norm() < 0.02 * exact.norm()
+    assert torch.isfinite(half.generate("rain", seed=0).samples).all()
+
+
+def test_generating_leaves_the_global_random_state_alone(model):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    model.generate("rain", seed=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_duration_far_from_the_training_length_warns(model):
+    with pytest.warns(UserWarning, match="trained on 1.024 s"):
+        model.generate("rain", duration=4.0, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate("rain", duration=1.2, seed=0)
+
+
+def test_saved_files_carry_what_makes_them_again(model, tmp_path):
+    audio = model.generate(["rain", "wind – naïve"], seed=7, guidance_scale=2.0, negative_prompt="hum", duration=0.3)
+    found = read_metadata(audio.save(tmp_path / "wind.flac", 1))
+    assert found == audio.parameters[1]
+    prompt, seed = found.pop("prompt"), found.pop("seed")
+    assert found.pop("model") == "tiny"
+    torch.testing.assert_close(model.generate(prompt, seed=seed, **found).samples[0], audio.samples[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"prompts": ""}, "empty prompt"),
+        ({"prompts": " \n\t"}, "empty prompt"),
+        ({"prompts": ["rain", ""]}, "empty prompt"),
+        ({"prompts": []}, "no prompt"),
+        ({"prompts": "x" * 10_000}, "10000 characters"),
+        ({"duration": 0}, "duration = 0"),
+        ({"duration": 1e-9}, "duration = 1e-09"),
+        ({"duration": -1.0}, "duration = -1"),
+        ({"duration": 10_000.0}, "duration = 10000"),
+        ({"duration": float("nan")}, "duration = nan"),
+        ({"duration": float("inf")}, "duration = inf"),
+        ({"steps": 0}, "steps = 0"),
+        ({"steps": -3}, "steps = -3"),
+        ({"steps": 10**9}, "steps = 1000000000"),
+        ({"guidance_scale": 0.5}, "guidance_scale = 0.5"),
+        ({"guidance_scale": float("nan")}, "guidance_scale = nan"),
+        ({"guidance_scale": 1e9}, "guidance_scale = 1000000000"),
+        ({"negative_prompt": "hum"}, "no effect at guidance_scale 1"),
+        ({"negative_prompt": " ", "guidance_scale": 2.0}, "empty prompt"),
+        ({"negative_prompt": "x" * 10_000, "guidance_scale": 2.0}, "10000 characters"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**70}, f"seed = {2**70}"),
+    ],
+)
+def test_bad_requests_are_refused_with_the_value(model, options, told):
+    with pytest.raises(InputError) as error:
+        model.generate(**{"prompts": "rain", **options})
+    assert told in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_the_longest_allowed_duration_is_named(model):
+    with pytest.raises(InputError, match=f"to {MAX_DURATION:g}"):
+        model.generate("rain", duration=MAX_DURATION + 1)
+
+
+def test_guidance_without_a_reference_is_refused(model):
+    with pytest.raises(InputError, match="reference"):
+        model.sample_latents(model.encode_text(["rain"]), [0], 16, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "meta", ""])
+def test_an_unknown_device_is_refused(tiny_checkpoint, device):
+    with pytest.raises(InputError, match="device"):
+        MeanAudio.from_pretrained(tiny_checkpoint, device=device)
+
+
+def test_a_device_is_found_when_none_is_asked_for():
+    assert resolve_device(None).type in ("cpu", "cuda", "mps")
+
+
+def test_an_unknown_dtype_is_refused_with_the_known_ones(tiny_checkpoint):
+    with pytest.raises(InputError, match="float32, bf16"):
+        MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", dtype="int3")
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(tiny_checkpoint, monkeypatch):
+    monkeypatch.setenv("MEANAUDIO_CHECKPOINTS", str(tiny_checkpoint.parent))
+    with pytest.raises(InputError, match=r"unknown model 'nonesuch'.*tiny"):
+        MeanAudio.from_pretrained("nonesuch")
+    assert MeanAudio.from_pretrained("tiny", device="cpu").name == "tiny"
+
+
+@pytest.mark.parametrize("name", ["network", "vae", "vocoder"])
+def test_damaged_weights_are_refused_with_file_and_key(checkpoint_copy, name):
+    path = checkpoint_copy / f"{name}.safetensors"
+    state = load_file(path)
+    key = next(k for k, v in state.items() if v.is_floating_point())
+
+    spoilt = {**state, key: state[key].clone()}
+    spoilt[key].view(-1)[0] = float("nan")
+    save_file(spoilt, path)
+    with pytest.raises(InputError, match="NaN") as error:
+        MeanAudio.from_pretrained(checkpoint_copy, device="cpu")
+    assert key in str(error.value)
+    assert path.name in str(error.value)
+
+    save_file({k: v for k, v in state.items() if k != key} | {"stranger": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="another network") as error:
+        MeanAudio.from_pretrained(checkpoint_copy, device="cpu")
+    assert key in str(error.value)
+    assert "stranger" in str(error.value)
+
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="safetensors"):
+        MeanAudio.from_pretrained(checkpoint_copy, device="cpu")
+
+    path.unlink()
+    with pytest.raises(InputError, match="no such weights file"):
+        MeanAudio.from_pretrained(checkpoint_copy, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: c["network"].update(width=64), "another network"),
+        (lambda c: c["network"].update(interval="none"), "another network"),
+        (lambda c: c["network"].update(depht=3), "network.depht"),
+        (lambda c: c.pop("network"), "network"),
+        (lambda c: c.update(latent_mean=[0.0]), "latent channels"),
+        (lambda c: c["text"].update(encoder="oracle"), "unknown text encoder 'oracle'"),
+        (lambda c: c.update(format=2), "format = 2"),
+    ],
+)
+def test_a_config_that_does_not_describe_the_weights_is_refused(checkpoint_copy, change, told):
+    path = checkpoint_copy / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    change(values)
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        MeanAudio.from_pretrained(checkpoint_copy, device="cpu")
+    assert told in str(error.value)
+
+
+def test_a_network_for_other_text_features_is_refused(model):
+    text = model.encode_text(["rain"])
+    with pytest.raises(InputError, match="384"):
+        model.network.condition(type(text)(text.sequence[..., :10], text.pooled, text.mask))

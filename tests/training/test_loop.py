@@ -1,0 +1,372 @@
+"""The training loop: exact resume, refusals, divergence, signals, and the pure functions it stands on."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from fakes import LATENT_DIM, fill, normals, random_text, tiny_network
+
+from meanaudio.checkpoint import file_hash, load_training_state, load_weights, save_weights, write_json
+from meanaudio.codec.codec import VAE_FILE, make_vae
+from meanaudio.config import LoopConfig, ObjectiveConfig, OptimConfig, TextConfig, TrainConfig, constant
+from meanaudio.data.shards import finish_index, shard_path, write_null_text, write_shard
+from meanaudio.errors import InputError
+from meanaudio.objectives import make_objective
+from meanaudio.pipeline import MeanAudio
+from meanaudio.training.ema import PowerEMA, gamma_of
+from meanaudio.training.generator import GeneratorTask
+from meanaudio.training.log import RunLog, read_log
+from meanaudio.training.loop import Loop, TrainingDiverged, learning_rate
+from meanaudio.types import Gaussian, Loss
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainConfig:
+    """A run of 10 steps on synthetic shards; its codec folder has no vocoder, so that no sound is written."""
+    from fakes import TINY_CODEC
+
+    codec = tmp_path / "codec"
+    save_weights(codec / VAE_FILE, fill(make_vae(TINY_CODEC)).state_dict())
+    write_json(codec / "config.json", {"codec": TINY_CODEC.model_dump(mode="json")})
+    facts = {"codec_hash": file_hash(codec / VAE_FILE), "text": TextConfig().model_dump(), "seconds": 1.024}
+    for name, count, seed in (("train", 11, 0), ("val", 4, 1)):
+        folder = tmp_path / "shards" / name
+        latents = Gaussian(normals(count, 16, LATENT_DIM, seed=seed), normals(count, 16, LATENT_DIM, seed=seed + 5).abs() * 0.1)
+        ids = [f"{name}{i}" for i in range(count)]
+        write_shard(shard_path(folder, 0), latents, random_text([2 + i % 4 for i in range(count)], seed=seed), ids, ids, "test")
+        write_null_text(folder, random_text([1], seed=7))
+        finish_index(folder, 1, count, facts)
+    return TrainConfig(
+        data=str(tmp_path / "shards"),
+        codec_from=str(codec),
+        seconds=1.024,
+        codec=TINY_CODEC,
+        network=tiny_network(),
+        objective=ObjectiveConfig(interval_fraction=constant(0.5)),
+        optim=OptimConfig(lr=3e-3, warmup=3),
+        loop=LoopConfig(steps=10, batch_size=4, log_every=2, sample_every=5, save_every=4),
+    )
+
+
+def loop_of(config, folder) -> Loop:
+    return Loop(GeneratorTask(config), config, folder)
+
+
+def rows(folder):
+    return [{k: v for k, v in row.items() if k != "seconds_per_step"} for row in read_log(folder)]
+
+
+def flatten(value, name=""):
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{name}/{key}").items()}
+    if isinstance(value, list):
+        return flatten(dict(enumerate(value)), name)
+    return {name: value}
+
+
+def assert_same_run(a, b):
+    """Bit for bit: weights, averages, optimisers, counters, log rows and exports."""
+    first, second = (flatten(load_training_state(folder / "state.pt")) for folder in (a, b))
+    assert first.keys() == second.keys()
+    assert any("exp_avg_sq" in key for key in first)
+    assert any(key.startswith("/ema/") for key in first)
+    for key, value in first.items():
+        assert torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value == second[key], key
+    assert rows(a) == rows(b)
+    assert (a / "export" / "network.safetensors").read_bytes() == (b / "export" / "network.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["mean_flow", "flow_matching"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_ten_steps_equal_six_and_resume_and_four(config, tmp_path, kind, precision):
+    interval = "relative" if kind == "mean_flow" else "none"
+    config = config.model_copy(
+        update={
+            "network": tiny_network(interval=interval),
+            "objective": config.objective.model_copy(update={"kind": kind}),
+            "loop": config.loop.model_copy(update={"precision": precision}),
+        }
+    )
+    loop_of(config, tmp_path / "whole").run(progress_bar=False)
+    loop_of(config, tmp_path / "parts").run(until=6, progress_bar=False)
+    assert load_training_state(tmp_path / "parts" / "state.pt")["step"] == 6
+    torch.randn(3)
+    loop_of(config, tmp_path / "parts").run(progress_bar=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    losses = [row["loss"] for row in rows(tmp_path / "whole") if "loss" in row]
+    assert len(losses) == 5
+    assert all(map(math.isfinite, losses))
+
+
+def test_a_killed_run_repeats_from_its_last_state(config, tmp_path):
+    """Killed at step 7: rows 5 to 7 are in the log, the state is of step 4."""
+    loop_of(config, tmp_path / "whole").run(progress_bar=False)
+    killed = loop_of(config, tmp_path / "killed")
+    step = killed.task.step
+
+    def die(number, *rest):
+        if number == 7:
+            raise KeyboardInterrupt
+        return step(number, *rest)
+
+    killed.task.step = die
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(progress_bar=False)
+    assert read_log(tmp_path / "killed")[-1]["step"] == 6
+    assert load_training_state(tmp_path / "killed" / "state.pt")["step"] == 4
+    with (tmp_path / "killed" / "log.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    loop_of(config, tmp_path / "killed").run(progress_bar=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_signal_saves_and_the_rest_follows(config, tmp_path):
+    loop_of(config, tmp_path / "whole").run(progress_bar=False)
+    stopped = loop_of(config, tmp_path / "stopped")
+    before = signal.getsignal(signal.SIGTERM)
+    step = stopped.task.step
+
+    def interrupt(number, *rest):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(number, *rest)
+
+    stopped.task.step = interrupt
+    stopped.run(progress_bar=False)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert load_training_state(tmp_path / "stopped" / "state.pt")["step"] == 3
+    loop_of(config, tmp_path / "stopped").run(progress_bar=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_finished_run_is_left_as_it_is(config, tmp_path):
+    loop_of(config, tmp_path / "run").run(progress_bar=False)
+    before = rows(tmp_path / "run"), load_weights(tmp_path / "run" / "export" / "network.safetensors")
+    loop_of(config, tmp_path / "run").run(progress_bar=False)
+    assert rows(tmp_path / "run") == before[0]
+
+
+def test_training_moves_every_weight_and_lowers_the_loss(config, tmp_path):
+    """Forty steps of flow matching on one batch's items."""
+    config = config.model_copy(
+        update={
+            "network": tiny_network(interval="none"),
+            "objective": ObjectiveConfig(kind="flow_matching"),
+            "loop": LoopConfig(steps=40, batch_size=11, log_every=1, sample_every=40, save_every=40),
+            "optim": OptimConfig(lr=5e-3, warmup=2),
+        }
+    )
+    loop = loop_of(config, tmp_path / "run")
+    start = {k: v.clone() for k, v in loop.task.networks["network"].state_dict().items()}
+    loop.run(progress_bar=False)
+    idle = "joint_blocks.0.text.attention.q_norm.weight"
+    still = [k for k, v in loop.task.networks["network"].state_dict().items() if torch.equal(v, start[k]) and k != idle]
+    assert still == []
+    losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+
+
+def test_the_seed_decides_the_run(config, tmp_path):
+    runs = {}
+    for seed in (0, 1):
+        changed = config.model_copy(update={"loop": config.loop.model_copy(update={"seed": seed, "steps": 2})})
+        loop_of(changed, tmp_path / str(seed)).run(progress_bar=False)
+        runs[seed] = rows(tmp_path / str(seed))
+    assert runs[0] != runs[1]
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [("optim", {"lr": 1e-4}), ("loop", {"batch_size": 3}), ("loop", {"seed": 9}), ("objective", {"kappa": 0.5})],
+)
+def test_a_changed_config_is_refused_with_the_key(config, tmp_path, section, change):
+    loop_of(config, tmp_path / "run").run(until=2, progress_bar=False)
+    changed = config.model_copy(update={section: getattr(config, section).model_copy(update=change)})
+    (key, value), earlier = next(iter(change.items())), getattr(config, section)
+    with pytest.raises(InputError) as error:
+        loop_of(changed, tmp_path / "run").run(progress_bar=False)
+    assert f"{section}.{key}: {getattr(earlier, key)!r} -> {value!r}" in str(error.value)
+    assert str(error.value).count("->") == 1
+    assert load_training_state(tmp_path / "run" / "state.pt")["step"] == 2
+    assert json.loads((tmp_path / "run" / "train_config.json").read_text()) == config.model_dump(mode="json")
+
+
+def test_how_often_to_log_and_save_may_change(config, tmp_path):
+    loop_of(config, tmp_path / "run").run(until=2, progress_bar=False)
+    changed = config.model_copy(update={"loop": config.loop.model_copy(update={"log_every": 1, "sample_every": 3, "save_every": 7})})
+    loop_of(changed, tmp_path / "run").run(progress_bar=False)
+    assert load_training_state(tmp_path / "run" / "state.pt")["step"] == 10
+
+
+def test_a_damaged_state_is_refused_by_name(config, tmp_path):
+    loop_of(config, tmp_path / "run").run(until=2, progress_bar=False)
+    path = tmp_path / "run" / "state.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"state\.pt"):
+        loop_of(config, tmp_path / "run").run(progress_bar=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"codec_from": None}, "codec_from"),
+        ({"codec_from": "nowhere"}, "nowhere"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"seconds": 2.0}, "seconds = 2.0"),
+        ({"text": TextConfig(max_tokens=8)}, "max_tokens"),
+        ({"network": tiny_network(latent_dim=9)}, "wide"),
+        ({"network": tiny_network(sequence_dim=17)}, "wide"),
+    ],
+)
+def test_shards_that_do_not_fit_the_config_are_refused(config, change, told):
+    with pytest.raises(InputError) as error:
+        GeneratorTask(config.model_copy(update=change))
+    assert told in str(error.value)
+
+
+def test_shards_of_another_codec_are_refused(config, tmp_path):
+    path = tmp_path / "codec" / VAE_FILE
+    save_weights(path, {k: v + 0.01 for k, v in load_weights(path).items()})
+    with pytest.raises(InputError, match="codec"):
+        GeneratorTask(config)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_stops_with_the_batch_and_leaves_the_last_state_usable(config, tmp_path, where):
+    loop_of(config, tmp_path / "whole").run(progress_bar=False)
+    loop = loop_of(config, tmp_path / "run")
+    objective, calls = make_objective(config.objective), []
+
+    class BadGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("nan")
+
+    def spoilt(*args, **options):
+        loss = objective(*args, **options)
+        calls.append(1)
+        if len(calls) < 6:
+            return loss
+        return Loss(loss.per_sample * float("nan") if where == "loss" else BadGradient.apply(loss.per_sample), loss.t, loss.logs)
+
+    loop.task.objective = spoilt
+    with pytest.raises(TrainingDiverged, match=rf"step 5: the {where} of 'network' is nan") as error:
+        loop.run(progress_bar=False)
+    assert all(name in str(error.value) for name in loop.task.draw(5)[0].ids)
+    assert all(torch.isfinite(p).all() for p in loop.task.networks["network"].parameters())
+    loop_of(config, tmp_path / "run").run(progress_bar=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+# ---------------------------------------------------------------- export, continuation
+
+
+def test_the_export_is_the_average_and_is_a_checkpoint(config, tmp_path, tiny_checkpoint, fast_text):
+    (tmp_path / "codec" / "vocoder.safetensors").write_bytes((tiny_checkpoint / "vocoder.safetensors").read_bytes())
+    wide = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": 2, "sample_every": 100})})
+    loop = loop_of(wide, tmp_path / "run")
+    loop.task.evaluate = lambda network, folder: {}
+    loop.run(progress_bar=False)
+    model = MeanAudio.from_pretrained(tmp_path / "run" / "export", device="cpu")
+    for key, value in loop.ema.network.state_dict().items():
+        assert torch.equal(model.network.state_dict()[key], value)
+    statistics = loop.task.train.statistics
+    assert torch.equal(model.mean, statistics.mean)
+    assert torch.equal(model.std, statistics.std)
+    assert model.sample_latents(random_text([3]), [0], 16).shape == (1, 16, LATENT_DIM)
+
+
+def test_a_run_continues_from_a_checkpoints_weights(config, tmp_path):
+    first = config.model_copy(update={"network": tiny_network(interval="none"), "objective": ObjectiveConfig(kind="flow_matching")})
+    loop_of(first, tmp_path / "first").run(until=3, progress_bar=False)
+    export = tmp_path / "first" / "export"
+    task = GeneratorTask(config.model_copy(update={"init_from": str(export)}))
+    before, after = load_weights(export / "network.safetensors"), task.networks["network"].state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert after["interval_embedding.mlp.2.weight"].abs().sum() == 0
+    with pytest.raises(InputError, match="another network"):
+        GeneratorTask(config.model_copy(update={"init_from": str(export), "network": tiny_network(width=64)}))
+    write_json(export / "config.json", json.loads((export / "config.json").read_text()) | {"codec_hash": "other"})
+    with pytest.raises(InputError, match="another codec"):
+        GeneratorTask(config.model_copy(update={"init_from": str(export)}))
+
+
+# ---------------------------------------------------------------- pure functions
+
+
+def test_the_learning_rate_warms_up_and_ends_where_it_should():
+    for decay, last in (("cosine", 0.01), ("steps", 0.01), ("constant", 1.0)):
+        config = OptimConfig(lr=2.0, warmup=10, decay=decay, final=0.01)
+        rates = [learning_rate(config, step, 1000) for step in range(1000)]
+        assert rates == [learning_rate(config, step, 1000) for step in range(1000)]
+        assert rates[0] == pytest.approx(0.2, rel=1e-3)
+        assert max(rates) <= 2.0
+        assert rates[10] == pytest.approx(2.0, rel=1e-3)
+        assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+        assert rates[-1] == pytest.approx(2.0 * last, rel=1e-2)
+    config = OptimConfig(lr=1.0, warmup=0, decay="steps")
+    assert [learning_rate(config, s, 100) for s in (0, 79, 80, 89, 90)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize(("sigma", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
+def test_the_emas_exponent_is_the_papers(sigma, gamma):
+    assert gamma_of(sigma) == pytest.approx(gamma, abs=0.01)
+
+
+def test_the_ema_has_the_width_asked_for():
+    """Shown its own step number as the only weight, the average's mean and spread are those of the density t^gamma."""
+    steps, sigma = 2000, 0.1
+    source = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    first, second = PowerEMA(source, sigma), PowerEMA(source, sigma)
+    for step in range(1, steps + 1):
+        for ema, value in ((first, step / steps), (second, (step / steps) ** 2)):
+            torch.nn.init.constant_(source.weight, value)
+            ema.update(source, step)
+    mean, square = first.network.weight.item(), second.network.weight.item()
+    gamma = gamma_of(sigma)
+    assert mean == pytest.approx((gamma + 1) / (gamma + 2), rel=1e-2)
+    assert math.sqrt(square - mean**2) == pytest.approx(sigma, rel=1e-2)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.05, 0.25])
+def test_the_ema_of_constant_weights_is_those_weights(sigma):
+    source = torch.nn.BatchNorm1d(3)
+    ema = PowerEMA(source, sigma)
+    fill(source, 4)
+    source.running_mean += 5
+    for step in range(1, 6):
+        ema.update(source, step)
+    assert torch.equal(ema.network.weight, source.weight)
+    assert torch.equal(ema.network.running_mean, source.running_mean)
+    assert not ema.network.training
+    assert not ema.network.weight.requires_grad
+
+
+def test_no_ema_is_the_weights_themselves():
+    source = torch.nn.Linear(2, 2)
+    ema = PowerEMA(source, 0)
+    for step in range(1, 4):
+        fill(source, step)
+        ema.update(source, step)
+        assert torch.equal(ema.network.weight, source.weight)
+
+
+def test_the_log_drops_rows_of_steps_that_will_be_repeated(tmp_path):
+    log = RunLog(tmp_path)
+    for step in range(1, 6):
+        log.write(step, {"loss": step})
+    log.close()
+    log = RunLog(tmp_path, from_step=3)
+    log.write(4, {"loss": 40})
+    log.close()
+    assert [(row["step"], row["loss"]) for row in read_log(tmp_path)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
