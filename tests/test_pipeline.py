@@ -5,11 +5,13 @@ import warnings
 
 import pytest
 import torch
+from fakes import LATENT_DIM
 from safetensors.torch import load_file, save_file
 
 from meanaudio.audio import read_metadata
 from meanaudio.errors import InputError
 from meanaudio.pipeline import MAX_DURATION, MeanAudio, resolve_device
+from meanaudio.sampling import per_sample_noise
 
 
 @pytest.fixture
@@ -66,6 +68,16 @@ def test_a_mean_velocity_network_is_evaluated_once_a_step_and_twice_with_guidanc
         counted.clear()
         model.generate("rain", steps=steps, guidance_scale=scale, seed=0)
         assert len(counted) == evaluations
+
+
+def test_latents_leave_the_networks_scale_by_the_checkpoints_statistics(model):
+    """The network's own output for the clip's noise, times the stored deviations, plus the stored means."""
+    text = model.encode_text(["rain", "wind"])
+    noise = per_sample_noise((9, LATENT_DIM), [4, 5])
+    ends = torch.ones(2), torch.zeros(2)
+    normalised = noise - model.network(noise, *ends, model.network.condition(text))
+    expected = normalised * torch.tensor(model.config.latent_std) + torch.tensor(model.config.latent_mean)
+    torch.testing.assert_close(model.sample_latents(text, [4, 5], 9), expected)
 
 
 def test_a_drawn_seed_is_reported_and_makes_the_clip_again(model):

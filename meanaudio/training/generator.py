@@ -84,7 +84,7 @@ class GeneratorTask:
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
         batch, x, generator = self.draw(step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.loop.precision == "bf16"):
+        with self._precision():
             loss = self.objective(
                 self.networks["network"], x, batch.text.to(self.device), self.null, progress=progress, generator=generator
             )
@@ -102,13 +102,17 @@ class GeneratorTask:
         assert isinstance(network, Transformer)
         numbers: dict[str, float] = {}
         for steps in (1, 4) if mean else (25,):
-            field = network.field(network.condition(batch.text.to(self.device)))
-            made = integrate(field, noise, uniform_times(steps), mean=mean)
+            with self._precision():
+                field = network.field(network.condition(batch.text.to(self.device)))
+                made = integrate(field, noise, uniform_times(steps), mean=mean).float()
             numbers |= {f"{k}_{steps}_step": v for k, v in held_out_distance(made, reference).items()}
             if steps == 1 or not mean:
                 outputs = made
         self._write_samples(outputs, reference, folder)
         return numbers
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.loop.precision == "bf16")
 
     def _write_samples(self, made: torch.Tensor, reference: torch.Tensor, folder: Path) -> None:
         source = Path(self.config.codec_from or "")

@@ -169,6 +169,25 @@ def test_training_moves_every_weight_and_lowers_the_loss(config, tmp_path):
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
+def test_batches_are_normalised_and_drawn_anew_each_step(config):
+    """One batch is the whole set, so every step has the same posteriors, in another order and with other draws."""
+    task = GeneratorTask(config.model_copy(update={"loop": config.loop.model_copy(update={"batch_size": 11})}))
+    drawn, noises = {}, []
+    for step in range(40):
+        batch, x, _ = task.draw(step)
+        noises.append((x * task.std + task.mean - batch.mean) / batch.std)
+        drawn[step] = x[torch.tensor([int(name.removeprefix("train")) for name in batch.ids]).argsort()]
+    everything = torch.stack(list(drawn.values())).flatten(0, 2)
+    torch.testing.assert_close(everything.mean(0), torch.zeros(LATENT_DIM), atol=0.02, rtol=0)
+    torch.testing.assert_close(everything.std(0), torch.ones(LATENT_DIM), atol=0.02, rtol=0)
+    # No step repeats another's noise in another order of rows.
+    assert all((noises[0] - noise).abs().max() > 1 for noise in noises[1:])
+    stds = (task.train.batch(list(range(11))).std / task.std).flatten(0, 1)
+    spread = torch.stack(list(drawn.values())).std(0).flatten(0, 1)
+    torch.testing.assert_close(spread.mean(0), stds.mean(0), atol=0.02, rtol=0.1)
+    assert torch.equal(task.draw(7)[1], task.draw(7)[1])
+
+
 def test_the_seed_decides_the_run(config, tmp_path):
     runs = {}
     for seed in (0, 1):
