@@ -14,7 +14,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".au", ".aif", ".aiff")
 SAVE_SUFFIXES = (".wav", ".flac", ".ogg")

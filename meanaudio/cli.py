@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.errors import InputError
+from meanaudio.errors import InputError, TrainingDiverged
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Text to audio in one network evaluation."
@@ -229,3 +229,6 @@ def main(prefix: list[str] | None = None) -> None:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except TrainingDiverged as error:
+        print(f"error: training diverged: {error}", file=sys.stderr)
+        sys.exit(1)

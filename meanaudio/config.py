@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from meanaudio.audio import AudioSpec
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 
 class Config(BaseModel):

@@ -1,5 +1,9 @@
-"""The one error that means: the caller can put this right."""
+"""What can go wrong in a way that somebody should be told in one line."""
 
 
 class InputError(ValueError):
     """The caller gave something that cannot work. The message names the value and what would be right; the CLI exits with 2."""
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient was not finite; the message names the step and the batch's ids. The CLI exits with 1."""

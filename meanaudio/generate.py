@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import time
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ def generate_files(
     if not prompts:
         raise InputError("no prompt given: meanaudio generate 'rain on a tin roof' -o rain.wav")
     paths = target_paths(out, prompts)
+    if spectrogram and importlib.util.find_spec("matplotlib") is None:
+        raise InputError("a spectrogram needs matplotlib, which is not installed: pip install matplotlib")
     pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype)
     pipeline.encode_text(["warm up"])  # reads the encoder's weights, so that the time printed is that of generation
     began = time.perf_counter()

@@ -17,11 +17,12 @@ from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import load_into, load_weights, read_json, resolve
 from meanaudio.codec.codec import Codec, load_codec
 from meanaudio.config import CheckpointConfig, NetworkConfig, parse
+from meanaudio.errors import InputError
 from meanaudio.guidance import guided
 from meanaudio.models.transformer import Transformer
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
 from meanaudio.text import TextEncoder, make_encoder
-from meanaudio.types import InputError, TextFeatures
+from meanaudio.types import TextFeatures
 
 NETWORK_FILE = "network.safetensors"
 MIN_DURATION, MAX_DURATION = 0.01, 120.0  # seconds

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from meanaudio.types import Field, InputError
+from meanaudio.errors import InputError
+from meanaudio.types import Field
 
 MAX_STEPS = 1000
 

@@ -9,8 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from meanaudio.errors import InputError as InputError  # TEMP
-
 # A field maps (z [B, L, C], t [B], r [B]) to a velocity [B, L, C]; t = 1 is noise, t = 0 is data, r <= t.
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 

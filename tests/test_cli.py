@@ -297,6 +297,14 @@ def test_missing_unreadable_and_silent_audio_are_listed(run, tmp_path):
         assert name in out
 
 
+def test_silence_alone_fails_the_check(run, tmp_path):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 16000)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio": "silent.wav", "caption": "rain"}))
+    code, out, _ = run("data", "check", tmp_path / "m.jsonl")
+    assert code == 2
+    assert "NOT usable" in out
+
+
 @pytest.mark.parametrize(("told", "name"), [("no such audio file", "gone"), ("cannot be read", "text"), ("NaN", "nan")])
 def test_preparing_bad_audio_stops_without_an_index(run, train_config, tmp_path, told, name):
     (tmp_path / "text.wav").write_text("no sound")

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 from meanaudio.audio import AUDIO_SUFFIXES
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 Members = Iterator[tuple[str, bytes]]
 Reader = Callable[[bytes, str], Members]

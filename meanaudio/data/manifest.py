@@ -18,7 +18,8 @@ import numpy as np
 import soundfile
 
 from meanaudio.audio import AUDIO_SUFFIXES
-from meanaudio.types import InputError
+from meanaudio.checkpoint import write_text
+from meanaudio.errors import InputError
 
 # the names a field may have in a file, best first
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -77,17 +78,6 @@ def read_manifest(path: str | Path, columns: Mapping[str, str | None] | None = N
     return _unique(((where, clip) for where, row in rows for clip in _clips_of(row, where, path.parent, columns)), path)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write beside and rename, so nobody sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def write_manifest(path: str | Path, clips: Sequence[Clip]) -> None:
     """Write a .jsonl manifest; audio inside its folder is named relative to it, so that the folder can be moved."""
     path = Path(path)
@@ -99,7 +89,7 @@ def write_manifest(path: str | Path, clips: Sequence[Clip]) -> None:
         audio = Path(os.path.abspath(clip.audio))
         named = audio.relative_to(folder) if audio.is_relative_to(folder) else audio
         lines.append(json.dumps(dataclasses.asdict(clip) | {"audio": named.as_posix()}, ensure_ascii=False) + "\n")
-    write_atomic(path, "".join(lines))
+    write_text(path, "".join(lines))
 
 
 Row = tuple[str, dict]
@@ -249,7 +239,7 @@ def _unique(found: Iterable[tuple[str, Clip]], path: Path) -> list[Clip]:
     return out
 
 
-FATAL = ("missing", "unreadable", "not finite", "past its end")
+FATAL = ("missing", "unreadable", "not finite", "past its end", "silent")
 
 
 @dataclass(frozen=True)

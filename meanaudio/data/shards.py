@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from meanaudio.checkpoint import read_json, write_beside, write_json
-from meanaudio.types import Gaussian, InputError, LatentBatch, TextFeatures
+from meanaudio.errors import InputError
+from meanaudio.types import Gaussian, LatentBatch, TextFeatures
 
 INDEX = "index.json"
 

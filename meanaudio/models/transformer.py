@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from meanaudio.errors import InputError
 from meanaudio.models.layers import JointBlock, Modulation, SequenceConv, StreamBlock, SwiGLU, TimeEmbedding, modulate, rotary_angles
-from meanaudio.types import Field, InputError, TextFeatures
+from meanaudio.types import Field, TextFeatures
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from meanaudio.errors import InputError
 from meanaudio.text.minilm import MiniLM
-from meanaudio.types import InputError, TextFeatures
+from meanaudio.types import TextFeatures
 
 
 class TextEncoder(Protocol):

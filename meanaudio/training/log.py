@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from meanaudio.checkpoint import write_beside
+from meanaudio.checkpoint import write_text
 
 
 class RunLog:
@@ -17,7 +17,7 @@ class RunLog:
         if self.path.exists():
             rows = [row for row in read_log(folder) if row["step"] <= from_step]
             text = "".join(json.dumps(row) + "\n" for row in rows)
-            write_beside(self.path, lambda p: p.write_text(text, encoding="utf-8"))
+            write_text(self.path, text)
         self.file = self.path.open("a", encoding="utf-8")
         self.board: Any = None
         try:

@@ -18,15 +18,11 @@ from tqdm import tqdm
 
 from meanaudio.checkpoint import load_training_state, save_training_state, write_json
 from meanaudio.config import OptimConfig, TrainConfig, parse
+from meanaudio.errors import InputError, TrainingDiverged
 from meanaudio.training.ema import PowerEMA
 from meanaudio.training.log import RunLog
-from meanaudio.types import InputError
 
 Update = Callable[[str, Tensor, list[str]], None]
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss or gradient was not finite; the message names the step and the batch's ids."""
 
 
 class Task(Protocol):

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meanaudio.data.containers import C4_ENTRY, C4_HEADER, C4_TITLE, CONTAINERS, read_package
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 
 def make_cat(entries):

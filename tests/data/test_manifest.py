@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meanaudio.data.manifest import Clip, check_manifest, read_manifest, write_manifest
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 
 def write(path, text):

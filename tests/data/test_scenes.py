@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from meanaudio.data.manifest import Clip
 from meanaudio.data.phrases import caption_form, is_repeated, overlay_phrase, repeat_phrase, sequence_phrase
 from meanaudio.data.scenes import WEIGHTS, SceneComposer, make_take
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 RATE = 4000
 CAPTIONS = {

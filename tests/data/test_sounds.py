@@ -18,7 +18,7 @@ from meanaudio.data import packages
 from meanaudio.data import sounds as module
 from meanaudio.data.manifest import check_manifest, read_manifest
 from meanaudio.data.sounds import Sound, assign_splits, build_corpus, choose, read_table
-from meanaudio.types import InputError
+from meanaudio.errors import InputError
 
 
 def wav(seconds=0.5, rate=22050, level=0.5, frequency=440.0):

@@ -13,13 +13,13 @@ from meanaudio.checkpoint import file_hash, load_training_state, load_weights, s
 from meanaudio.codec.codec import VAE_FILE, make_vae
 from meanaudio.config import LoopConfig, ObjectiveConfig, OptimConfig, TextConfig, TrainConfig, constant
 from meanaudio.data.shards import finish_index, shard_path, write_null_text, write_shard
-from meanaudio.errors import InputError
+from meanaudio.errors import InputError, TrainingDiverged
 from meanaudio.objectives import make_objective
 from meanaudio.pipeline import MeanAudio
 from meanaudio.training.ema import PowerEMA, gamma_of
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.log import RunLog, read_log
-from meanaudio.training.loop import Loop, TrainingDiverged, learning_rate
+from meanaudio.training.loop import Loop, learning_rate
 from meanaudio.types import Gaussian, Loss
 
 
