@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -11,20 +13,26 @@ from meanaudio.errors import InputError
 FLOOR = 1e-5  # mel magnitude under which everything counts as silence: log10 gives -5
 
 
-def mel_filters(config: MelConfig) -> Tensor:
-    """Slaney filters of unit area [n_fft // 2 + 1, M]."""
-    from transformers.audio_utils import mel_filter_bank  # slow to import, and only some callers need it
+def slaney_points(count: int, f_min: float, f_max: float) -> Tensor:
+    """`count` frequencies [count] in Hz, float64, evenly spaced on Slaney's mel scale: linear under 1 kHz, logarithmic above."""
 
-    filters = mel_filter_bank(
-        num_frequency_bins=config.n_fft // 2 + 1,
-        num_mel_filters=config.n_mels,
-        min_frequency=config.f_min,
-        max_frequency=config.f_max,
-        sampling_rate=config.sample_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    return torch.from_numpy(filters).float()
+    def to_mel(hz: float) -> float:
+        return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
+
+    mel = torch.linspace(to_mel(f_min), to_mel(f_max), count, dtype=torch.float64)
+    return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
+
+
+def mel_filters(config: MelConfig) -> Tensor:
+    """Slaney filters of unit area [n_fft // 2 + 1, M], as librosa's defaults.
+
+    Written here because the libraries that have them take seconds to import, or need a torchaudio that loads.
+    """
+    hz = torch.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1, dtype=torch.float64)[:, None]
+    edges = slaney_points(config.n_mels + 2, config.f_min, config.f_max)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    triangles = torch.minimum((hz - left) / (centre - left), (right - hz) / (right - centre)).clamp_min(0)
+    return (triangles * 2 / (right - left)).float()
 
 
 class LogMel(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from meanaudio.codec.blocks import ConvNeXtBlock
-from meanaudio.codec.mel import FLOOR
+from meanaudio.codec.mel import FLOOR, slaney_points
 from meanaudio.errors import InputError
 
 CLOCK = 64  # frames after which the position clock repeats
@@ -44,19 +44,9 @@ class InverseSTFT(nn.Module):
         return torch.stack(shifted).sum(0).flatten(1)[:, self.pad : self.pad + count * self.hop_length]
 
 
-def _mel_centres(n_mels: int, f_min: float, f_max: float) -> Tensor:
-    """Centre frequencies [M] in Hz of the Slaney scale: linear under 1 kHz, logarithmic above."""
-
-    def to_mel(hz: float) -> float:
-        return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
-
-    mel = torch.linspace(to_mel(f_min), to_mel(f_max), n_mels + 2, dtype=torch.float64)[1:-1]
-    return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
-
-
 def _interpolation(n_mels: int, bins: int, sample_rate: int, f_min: float, f_max: float) -> Tensor:
     """Matrix [M, K] that reads M band values at the K STFT bins, linearly between band centres."""
-    centres = _mel_centres(n_mels, f_min, f_max)
+    centres = slaney_points(n_mels + 2, f_min, f_max)[1:-1]
     bin_hz = torch.linspace(0, sample_rate / 2, bins, dtype=torch.float64).clamp(centres[0], centres[-1])
     right = torch.searchsorted(centres, bin_hz).clamp(1, n_mels - 1)
     share = (bin_hz - centres[right - 1]) / (centres[right] - centres[right - 1])

@@ -48,8 +48,13 @@ class MiniLM:
 
     @cached_property
     def model(self) -> torch.nn.Module:
-        from transformers import BertModel
-        from transformers.utils import logging
+        try:
+            from transformers import BertModel
+            from transformers.utils import logging
+        except OSError as error:  # transformers imports torchaudio where it is installed, and a torchaudio for another torch cannot load
+            raise InputError(
+                f"transformers cannot be imported ({error}); if it is torchaudio, install one that fits torch, or none"
+            ) from error
 
         # The package also holds a pooler, which a sentence encoder does not use; transformers would report it at length.
         logging.disable_progress_bar()
