@@ -143,7 +143,7 @@ def load_training_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of damage
-        raise InputError(f"{path}: not a readable training state ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: not a readable training state ({type(error).__name__}: {str(error).partition(chr(10))[0]})") from None
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -112,6 +112,22 @@ def pack(
 
 
 @app.command()
+def convert(
+    release: Annotated[Path, typer.Option("--release", help="Folder with the published files (.pth, .pt).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new checkpoint.")],
+    model: Annotated[
+        Optional[str], typer.Option("--model", "-m", help="Which release, such as meanaudio-s-full; see --out if left out.")
+    ] = None,
+) -> None:
+    """Turn the published MeanAudio files into a checkpoint folder; --out's own name says which model if --model does not."""
+    from meanaudio.convert import convert_release
+
+    name = convert_release(release, out, model)
+    total = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
+    print(f"{out}: {name}, {total / 1e6:.1f} MB")
+
+
+@app.command()
 def benchmark(
     model: Model = DEFAULT_MODEL,
     duration: Annotated[Optional[float], typer.Option(help="Seconds of each clip.")] = None,

@@ -7,9 +7,11 @@ An unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -49,27 +51,78 @@ class VAEConfig(Config):
     blocks: int = Field(2, gt=0)
     strides: tuple[int, ...] = (2, 2)
 
+    @property
+    def frames_per_latent(self) -> int:
+        return math.prod(self.strides)
+
+
+class ReleaseVAEConfig(Config):
+    """The release's 1-D mel VAE; see codec/release_vae.py. width times each multiplier: channels of a level."""
+
+    kind: Literal["release"] = "release"
+    latent_dim: int = Field(20, gt=0)
+    width: int = Field(384, gt=0)
+    multipliers: tuple[int, ...] = Field((1, 2, 4), min_length=2)
+    blocks: int = Field(2, gt=0)
+
+    @property
+    def frames_per_latent(self) -> int:
+        return 2
+
 
 class VocoderConfig(Config):
-    """Vocos-style vocoder: ConvNeXt blocks and an inverse STFT."""
+    """Vocos-style vocoder: ConvNeXt blocks and an inverse STFT. corrections: how often its output is brought nearer to the mel."""
 
     kind: Literal["vocos"] = "vocos"
     width: int = Field(384, gt=0)
     intermediate: int = Field(1152, gt=0)
     blocks: int = Field(8, gt=0)
     n_fft: int = Field(1024, gt=0)
+    corrections: int = Field(0, ge=0, le=16)
+
+
+class BigVGANConfig(Config):
+    """BigVGAN; see codec/bigvgan.py. The defaults are the release's; the product of `rates` is the mel's hop_length."""
+
+    kind: Literal["bigvgan"] = "bigvgan"
+    width: int = Field(1536, gt=0)
+    rates: tuple[int, ...] = (4, 4, 2, 2, 2, 2)
+    kernels: tuple[int, ...] = (8, 8, 4, 4, 4, 4)
+    block_kernels: tuple[int, ...] = (3, 7, 11)
+    dilations: tuple[int, ...] = (1, 3, 5)
+
+    @model_validator(mode="after")
+    def _rates_fit(self):
+        if len(self.rates) != len(self.kernels) or any(k < r or (k - r) % 2 for r, k in zip(self.rates, self.kernels, strict=False)):
+            raise ValueError(f"kernels {self.kernels} must be the rates {self.rates} plus an even number each")
+        if self.width % 2 ** len(self.rates):
+            raise ValueError(f"width {self.width} must be a multiple of {2 ** len(self.rates)}: it is halved at each rate")
+        return self
 
 
 class CodecConfig(Config):
+    """`kind` says which VAE and which vocoder; a section without it is of the first kind."""
+
     mel: MelConfig = MelConfig()
-    vae: VAEConfig = VAEConfig()
-    vocoder: VocoderConfig = VocoderConfig()
+    vae: VAEConfig | ReleaseVAEConfig = Field(VAEConfig(), discriminator="kind")
+    vocoder: VocoderConfig | BigVGANConfig = Field(VocoderConfig(), discriminator="kind")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_kinds(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        kinds = {"vae": "conv", "vocoder": "vocos"}
+        return {k: {"kind": kinds[k], **v} if k in kinds and isinstance(v, dict) else v for k, v in values.items()}
+
+    @model_validator(mode="after")
+    def _vocoder_fits(self):
+        if isinstance(self.vocoder, BigVGANConfig) and math.prod(self.vocoder.rates) != self.mel.hop_length:
+            raise ValueError(f"the vocoder's rates {self.vocoder.rates} must multiply to the mel's hop_length {self.mel.hop_length}")
+        return self
 
     def audio_spec(self) -> AudioSpec:
-        frames = 1
-        for stride in self.vae.strides:
-            frames *= stride
-        return AudioSpec(self.mel.sample_rate, self.mel.hop_length, frames)
+        return AudioSpec(self.mel.sample_rate, self.mel.hop_length, self.vae.frames_per_latent)
 
 
 class TextConfig(Config):
@@ -335,12 +388,18 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> 
 
 
 def _explain(cls: type[BaseModel], error: Any) -> str:
-    where = ".".join(str(p) for p in error["loc"]) or "config"
+    section: Any = cls
+    path = []
+    for part in error["loc"]:
+        if get_origin(section) in (Union, UnionType):  # this part of the location is the member's kind, not a key
+            section = next(c for c in get_args(section) if part in get_args(c.model_fields["kind"].annotation))
+            continue
+        path.append(str(part))
+        above, field = section, getattr(section, "model_fields", {}).get(part)
+        section = field.annotation if field else None
+    where = ".".join(path) or "config"
     if error["type"] != "extra_forbidden":
         return f"{where} = {error['input']!r}: {error['msg']}"
-    section: Any = cls
-    for part in error["loc"][:-1]:
-        section = section.model_fields[part].annotation
-    known = list(section.model_fields)
-    near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+    known = list(above.model_fields)
+    near = difflib.get_close_matches(path[-1], known, n=1)
     return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")

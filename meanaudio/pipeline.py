@@ -25,6 +25,7 @@ from meanaudio.text import TextEncoder, make_encoder
 from meanaudio.types import TextFeatures
 
 NETWORK_FILE = "network.safetensors"
+NULL_TEXT_FILE = "null_text.safetensors"  # features of "", where a checkpoint was trained with stored ones
 MIN_DURATION, MAX_DURATION = 0.01, 120.0  # seconds
 MAX_PROMPT = 1000  # characters
 MAX_SEED = 2**63 - 1
@@ -33,6 +34,15 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 def make_network(config: NetworkConfig) -> Transformer:
     return Transformer(**config.model_dump())
+
+
+def load_null_text(path: Path) -> TextFeatures:
+    """One row of stored text features. Raises InputError if the file is damaged."""
+    state = load_weights(path)
+    try:
+        return TextFeatures(state["sequence"], state["pooled"], state["mask"])
+    except KeyError as error:
+        raise InputError(f"{path}: no {error} in it") from None
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -78,13 +88,15 @@ class MeanAudio:
     """
 
     def __init__(
-        self, config: CheckpointConfig, network: Transformer, codec: Codec, encoder: TextEncoder, *, name: str, dtype: torch.dtype
-    ) -> None:
+        self, config: CheckpointConfig, network: Transformer, codec: Codec, encoder: TextEncoder, *, name: str, dtype: torch.dtype,
+        null_text: TextFeatures | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.network, self.codec, self.encoder = config, network, codec, encoder
         self.name, self.dtype = name, dtype
         self.device = next(network.parameters()).device
         self.mean = torch.tensor(config.latent_mean, device=self.device)
         self.std = torch.tensor(config.latent_std, device=self.device)
+        self.null_text = None if null_text is None else null_text.to(self.device)
 
     @property
     def sample_rate(self) -> int:
@@ -104,10 +116,11 @@ class MeanAudio:
             network = make_network(config.network)
         network = network.to_empty(device="cpu")
         load_into(network, load_weights(folder / NETWORK_FILE), folder / NETWORK_FILE)
-        encoder = make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where))
+        encoder = make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where), folder=folder)
         network = network.eval().requires_grad_(False).to(where)
         codec = load_codec(folder).to(where)
-        return MeanAudio(config, network, codec, encoder, name=folder.name, dtype=resolve_dtype(dtype, where))
+        null_text = load_null_text(folder / NULL_TEXT_FILE) if (folder / NULL_TEXT_FILE).exists() else None
+        return MeanAudio(config, network, codec, encoder, name=folder.name, dtype=resolve_dtype(dtype, where), null_text=null_text)
 
     # The three stages; `generate` is their composition, and a benchmark may time each.
 
@@ -164,10 +177,12 @@ class MeanAudio:
         first = secrets.randbelow(2**31) if seed is None else seed
         seeds = [first + k for k in range(len(prompts))]
         guiding = guidance_scale != 1
-        features = self.encode_text([*prompts, negative_prompt or ""] if guiding else prompts)
+        away = [negative_prompt or ""] if guiding and (negative_prompt or self.null_text is None) else []
+        features = self.encode_text([*prompts, *away])
+        reference = features[len(prompts) :] if away else self.null_text
         latents = self.sample_latents(
             features[: len(prompts)], seeds, self.codec.spec.covering_latents(duration), steps=steps,
-            guidance_scale=guidance_scale, reference=features[len(prompts) :] if guiding else None,
+            guidance_scale=guidance_scale, reference=reference if guiding else None,
         )  # fmt: skip
         samples = self.decode(latents, self.codec.spec.num_samples(duration)).cpu()
         shared = {"model": self.name, "duration": duration, "steps": steps, "guidance_scale": guidance_scale}

@@ -17,7 +17,7 @@ Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 class TextFeatures:
     """What a text encoder says of B captions.
 
-    sequence: [B, S, D] token features, zero where `mask` is False.
+    sequence: [B, S, D] token features. Networks that mask their text never see them where `mask` is False.
     pooled:   [B, P] one vector a caption.
     mask:     [B, S] True at real tokens.
     """

@@ -173,3 +173,9 @@ def test_too_little_space_is_told_before_work_begins(tmp_path):
     require_space(tmp_path / "new", 1)
     with pytest.raises(InputError, match="MB needed"):
         require_space(tmp_path / "new", 10**18)
+
+
+def test_an_empty_training_state_is_refused(tmp_path):
+    (tmp_path / "state.pt").touch()
+    with pytest.raises(InputError, match="not a readable training state"):
+        load_training_state(tmp_path / "state.pt")

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meanaudio.config import PRESETS, CodecConfig, NetworkConfig, TrainConfig, load_config, parse
+from meanaudio.config import (
+    PRESETS,
+    BigVGANConfig,
+    CodecConfig,
+    NetworkConfig,
+    ReleaseVAEConfig,
+    TrainConfig,
+    VAEConfig,
+    load_config,
+    parse,
+)
 from meanaudio.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -166,3 +176,33 @@ trees = st.recursive(leaves, lambda x: st.lists(x, max_size=3) | st.dictionaries
 def test_whatever_a_file_holds_the_answer_is_a_config_or_an_input_error(values):
     with contextlib.suppress(InputError):
         assert isinstance(parse(TrainConfig, values), TrainConfig)
+
+
+# ---------------------------------------------------------------- kinds of one section
+
+
+def test_a_section_without_a_kind_is_of_the_first_and_the_kind_chooses_the_fields():
+    assert parse(CodecConfig, {"vae": {"width": 16}}).vae == VAEConfig(width=16)
+    codec = parse(CodecConfig, {"vae": {"kind": "release"}, "vocoder": {"kind": "bigvgan", "width": 128}})
+    assert (codec.vae, codec.vocoder) == (ReleaseVAEConfig(), BigVGANConfig(width=128))
+    assert codec.audio_spec().samples_per_latent == 512
+    assert parse(CodecConfig, codec.model_dump(mode="json")) == codec
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"vae": {"kind": "release", "strides": [2]}}, "unknown key 'vae.strides'; known: kind, latent_dim, width, multipliers, blocks"),
+        ({"vae": {"kind": "release", "widht": 3}}, "unknown key 'vae.widht'; did you mean 'width'?"),
+        ({"vae": {"kind": "linear_conv", "width": -1}}, "vae.width = -1"),
+        ({"vae": {"kind": "oracle"}}, "'oracle'"),
+        ({"vocoder": {"kind": "bigvgan", "n_fft": 1024}}, "unknown key 'vocoder.n_fft'"),
+        ({"vocoder": {"kind": "bigvgan", "rates": [4, 4], "kernels": [8, 8]}}, "must multiply to the mel's hop_length 256"),
+        ({"vocoder": {"kind": "bigvgan", "kernels": [8, 8, 4, 4, 4, 5]}}, "plus an even number each"),
+        ({"vocoder": {"kind": "bigvgan", "width": 100}}, "multiple of 64"),
+    ],
+)
+def test_a_wrong_kind_or_a_field_of_another_kind_is_refused(values, told):
+    with pytest.raises(InputError) as error:
+        parse(CodecConfig, values)
+    assert told in str(error.value)

@@ -20,9 +20,9 @@ ROWS = (
     ("models", "text", "codec"),
     ("sampling", "guidance", "objectives", "data"),
     ("pipeline",),
-    ("evaluation", "generate", "pack"),
+    ("evaluation", "generate", "pack", "convert"),
     ("training",),
-    ("cli", "webui", "convert", "export"),
+    ("cli", "webui", "export"),
 )
 ROW = {part: number for number, parts in enumerate(ROWS) for part in parts}
 BLIND = {"sampling", "guidance", "objectives"}  # they know a Field and flow, never models, text or codec

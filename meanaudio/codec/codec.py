@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from meanaudio.audio import fit
 from meanaudio.checkpoint import load_into, load_weights, read_json
+from meanaudio.codec.bigvgan import BigVGAN
 from meanaudio.codec.mel import LogMel
+from meanaudio.codec.release_vae import ReleaseVAE
 from meanaudio.codec.vae import MelVAE
 from meanaudio.codec.vocos import Vocos
-from meanaudio.config import CodecConfig, parse
+from meanaudio.config import BigVGANConfig, CodecConfig, MelConfig, ReleaseVAEConfig, VAEConfig, VocoderConfig, parse
 from meanaudio.errors import InputError
 from meanaudio.types import Gaussian
 
 VAE_FILE, VOCODER_FILE = "vae.safetensors", "vocoder.safetensors"
 
 
-def make_vae(config: CodecConfig) -> MelVAE:
-    v = config.vae
-    return MelVAE(config.mel.n_mels, v.latent_dim, v.width, v.blocks, v.strides, linear=v.kind == "linear_conv")
+# A VAE has encode(mel [B, M, F]) -> Gaussian and decode(latents [B, L, C]) -> mel; a vocoder maps mel [B, M, F] to audio [B, F * hop].
+VAE = MelVAE | ReleaseVAE
+Vocoder = Vocos | BigVGAN
 
-
-def make_vocoder(config: CodecConfig) -> Vocos:
-    m, v = config.mel, config.vocoder
-    return Vocos(
+# One line a kind: its config class, and how a network is made from the config of the whole codec.
+VAES: dict[type, Callable[[Any, MelConfig], VAE]] = {
+    VAEConfig: lambda v, m: MelVAE(m.n_mels, v.latent_dim, v.width, v.blocks, v.strides, linear=v.kind == "linear_conv"),
+    ReleaseVAEConfig: lambda v, m: ReleaseVAE(m.n_mels, v.latent_dim, v.width, v.multipliers, v.blocks),
+}
+VOCODERS: dict[type, Callable[[Any, MelConfig], Vocoder]] = {
+    VocoderConfig: lambda v, m: Vocos(
         m.n_mels,
         v.width,
         v.intermediate,
@@ -35,7 +42,19 @@ def make_vocoder(config: CodecConfig) -> Vocos:
         sample_rate=m.sample_rate,
         f_min=m.f_min,
         f_max=m.f_max,
-    )
+        log_mel=LogMel(m),
+        corrections=v.corrections,
+    ),  # fmt: skip
+    BigVGANConfig: lambda v, m: BigVGAN(m.n_mels, v.width, v.rates, v.kernels, v.block_kernels, v.dilations),
+}
+
+
+def make_vae(config: CodecConfig) -> VAE:
+    return VAES[type(config.vae)](config.vae, config.mel)
+
+
+def make_vocoder(config: CodecConfig) -> Vocoder:
+    return VOCODERS[type(config.vocoder)](config.vocoder, config.mel)
 
 
 class Codec(nn.Module):
@@ -74,7 +93,7 @@ def read_codec_config(folder: Path) -> CodecConfig:
     return parse(CodecConfig, values["codec"], str(path))
 
 
-def load_vae(folder: Path) -> tuple[MelVAE, CodecConfig]:
+def load_vae(folder: Path) -> tuple[VAE, CodecConfig]:
     """The VAE of a folder with config.json and vae.safetensors, in evaluation mode."""
     config = read_codec_config(folder)
     vae = make_vae(config)

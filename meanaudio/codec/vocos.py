@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from meanaudio.codec.blocks import ConvNeXtBlock
-from meanaudio.codec.mel import FLOOR, slaney_points
+from meanaudio.codec.mel import FLOOR, LogMel, slaney_points
 from meanaudio.errors import InputError
 
 CLOCK = 64  # frames after which the position clock repeats
@@ -35,6 +35,11 @@ class InverseSTFT(nn.Module):
         frames = torch.fft.irfft(spectrum, self.n_fft) * self.window
         weight = self.window.square().expand(1, frames.shape[1], -1)
         return self._overlap_add(frames) / self._overlap_add(weight).clamp_min(1e-8)
+
+    def analyse(self, audio: Tensor) -> Tensor:
+        """The way back: audio [B, F * hop] -> complex [B, F, n_fft // 2 + 1], silence assumed beyond both ends."""
+        audio = nn.functional.pad(audio, (self.pad, self.pad))
+        return torch.stft(audio, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True).mT
 
     def _overlap_add(self, frames: Tensor) -> Tensor:
         batch, count, _ = frames.shape
@@ -63,6 +68,9 @@ class Vocos(nn.Module):
     Each STFT bin is the level that its mel bands state, times a complex number from the network: the level carries the dynamics, the
     network the fine structure and the phase. The level has the mel's floor taken off: digital silence stays silent whatever the weights.
     A learned clock (position modulo 64 frames) lets a stationary input give phases that move on, which a convolution alone cannot do.
+
+    log_mel, corrections: in evaluation mode, so many times the output's own mel is measured and each STFT bin scaled by what is missing
+    to the mel asked for. Cheap beside the network, and training is left as it is: the network learns what corrections cannot do.
     """
 
     to_bins: Tensor
@@ -79,8 +87,13 @@ class Vocos(nn.Module):
         sample_rate: int = 16000,
         f_min: float = 0.0,
         f_max: float = 8000.0,
+        log_mel: LogMel | None = None,
+        corrections: int = 0,
     ) -> None:
         super().__init__()
+        if corrections and log_mel is None:
+            raise InputError(f"{corrections} corrections need the log-mel that they compare by")
+        self.log_mel, self.corrections = log_mel, corrections
         bins = n_fft // 2 + 1
         self.inverse_stft = InverseSTFT(n_fft, hop_length)
         self.log_bin_hz = math.log(sample_rate / n_fft)
@@ -102,7 +115,16 @@ class Vocos(nn.Module):
         real, imaginary = self.head(self.norm(x)).float().chunk(2, dim=-1)
         with torch.autocast(mel.device.type, enabled=False):
             level = self._level(mel.float())
-            return self.inverse_stft(torch.complex(level * real, level * imaginary))
+            audio = self.inverse_stft(torch.complex(level * real, level * imaginary))
+            if not self.training and self.log_mel is not None and audio.shape[1] > self.log_mel.pad:
+                for _ in range(self.corrections):
+                    audio = self._correct(self.log_mel, audio, mel.float())
+        return audio
+
+    def _correct(self, log_mel: LogMel, audio: Tensor, mel: Tensor) -> Tensor:
+        """audio [B, F * hop] with every STFT bin scaled by the ratio of the mel asked for to the mel it has, at most e^3 either way."""
+        missing = ((mel.clamp_min(math.log10(FLOOR)) - log_mel(audio)) * math.log(10)).clamp(-3, 3)
+        return self.inverse_stft(self.inverse_stft.analyse(audio) * (missing.mT @ self.to_bins).exp())
 
     def _level(self, mel: Tensor) -> Tensor:
         """STFT magnitude [B, F, K] that a flat spectrum inside each band would have."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import save_weights, write_json
-from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_vae, make_vae, make_vocoder
+from meanaudio.codec.codec import VAE, VAE_FILE, VOCODER_FILE, load_vae, make_vae, make_vocoder
 from meanaudio.codec.griffin_lim import griffin_lim
 from meanaudio.codec.losses import Discriminator, ReconstructionLoss, discriminator_loss, generator_losses, stft_distance
 from meanaudio.codec.mel import LogMel
@@ -67,6 +67,8 @@ class VAETask(_CodecTask):
         with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global stream
             torch.manual_seed(config.loop.seed)
             vae = make_vae(config.codec).to(self.device)
+        if not isinstance(vae, MelVAE):
+            raise InputError(f"codec.vae.kind {config.codec.vae.kind!r} is for converted checkpoints; conv and linear_conv can be trained")
         self._measure(vae)
         self.networks: dict[str, nn.Module] = {"vae": vae}
 
@@ -130,7 +132,7 @@ class VocoderTask(_CodecTask):
     averaged = "vocoder"
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.vae: MelVAE | None = None
+        self.vae: VAE | None = None
         codec = config.codec
         if config.codec_from is not None:
             self.vae, found = load_vae(Path(config.codec_from))

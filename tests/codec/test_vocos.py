@@ -55,3 +55,24 @@ def test_every_parameter_gets_a_gradient():
 def test_bad_hop_is_an_error():
     with pytest.raises(InputError, match="1000"):
         tiny(n_fft=1000)
+
+
+def test_corrections_bring_the_output_nearer_to_the_mel():
+    log_mel = LogMel(MelConfig())
+    generator = torch.Generator().manual_seed(0)
+    audio = torch.randn(2, 16384, generator=generator) * torch.linspace(0.001, 0.3, 16384)
+    mel = log_mel(audio)
+    errors = []
+    for corrections in (0, 1, 3):
+        vocoder = fill(Vocos(80, 16, 32, 1, 1024, 256, log_mel=log_mel, corrections=corrections), std=0.3)
+        in_training = vocoder.train()(mel)
+        output = vocoder.eval()(mel)
+        assert (corrections == 0) == torch.equal(output, in_training)
+        errors.append((log_mel(output) - mel).abs().mean())
+        assert vocoder(log_mel(torch.zeros(1, 8192))).abs().max() < 1e-5
+    assert errors[2] < errors[1] < 0.8 * errors[0]
+
+
+def test_corrections_need_a_mel():
+    with pytest.raises(InputError, match="2 corrections"):
+        Vocos(80, 16, 32, 1, 1024, 256, corrections=2)

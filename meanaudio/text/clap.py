@@ -1,0 +1,46 @@
+"""The text tower of LAION-CLAP (RoBERTa and a projection, 125 M): one unit vector a caption.
+
+Files: config.json and model.safetensors as `meanaudio convert` writes them from music_speech_audioset_epoch_15_esc_89.98.pt, and
+roberta-base's tokenizer.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from meanaudio.text.files import load_model, load_tokenizer, locate, tokenize
+
+TOKENIZER_REPOS = ("FacebookAI/roberta-base", "roberta-base")  # its present name, and the one older caches have
+FOLDER = "clap"  # inside a checkpoint
+FILES = ("config.json", "model.safetensors")
+
+
+class ClapText:
+    """captions -> unit vectors [B, 512].
+
+    Captions are padded or cut to max_tokens; padding is masked inside, as LAION's code does [code].
+    folder: where the files lie; the tokenizer may be in the Hugging Face cache instead. They are read at the first call.
+    """
+
+    def __init__(self, folder: Path, *, max_tokens: int = 77, device: str = "cpu") -> None:
+        self.folder, self.max_tokens, self.device = folder, max_tokens, device
+
+    @cached_property
+    def tokenizer(self):
+        return load_tokenizer(locate(self.folder, ["tokenizer.json"], TOKENIZER_REPOS)["tokenizer.json"], self.max_tokens)
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        locate(self.folder, FILES)
+        return load_model("ClapTextModelWithProjection", self.folder, self.device)
+
+    @torch.inference_mode()
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        tokens, mask = (x.to(self.device) for x in tokenize(self.tokenizer, captions))
+        vectors = self.model(input_ids=tokens, attention_mask=mask.long()).text_embeds
+        return torch.nn.functional.normalize(vectors.float(), dim=-1)

@@ -1,0 +1,72 @@
+"""BigVGAN: the official outputs, in both forms of its weights, and the filters' law."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import floats, normals
+
+from meanaudio.checkpoint import load_into
+from meanaudio.codec.bigvgan import BigVGAN, SmoothSnake, low_pass
+from meanaudio.config import MelConfig
+from meanaudio.convert.codec import convert_vocoder, fold_weight_norm
+from meanaudio.errors import InputError
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+PAIR = ".parametrizations.weight.original"
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, torch.Tensor]:
+    return floats(GOLDEN / "bigvgan_io.safetensors")
+
+
+def stored(form: str) -> dict[str, torch.Tensor]:
+    """The official weights with weight norm in torch's new naming, in its old one, or folded."""
+    state = floats(GOLDEN / "bigvgan_state.safetensors")
+    if form == "legacy":
+        return {k.replace(f"{PAIR}0", ".weight_g").replace(f"{PAIR}1", ".weight_v"): v for k, v in state.items()}
+    return fold_weight_norm(state) if form == "folded" else state
+
+
+def relative(found, expected) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("form", ["parametrized", "legacy", "folded"])
+def test_the_sound_is_the_official_one(golden, form):
+    config, state = convert_vocoder(stored(form), MelConfig(), "golden")
+    assert (config.width, config.rates, config.block_kernels) == (64, (4, 4, 2, 2, 2, 2), (3, 7, 11))
+    vocoder = BigVGAN(80, config.width, config.rates, config.kernels, config.block_kernels, config.dilations).requires_grad_(False)
+    load_into(vocoder, state, "golden")
+    audio = vocoder(golden["mel"])
+    assert audio.shape == (2, 7 * 256)
+    assert relative(audio, golden["wav"][:, 0]) < 2e-5
+
+
+def test_the_activation_is_the_official_one(golden):
+    torch.testing.assert_close(low_pass(), golden["act_filter"].flatten(), atol=1e-7, rtol=0)
+    snake = SmoothSnake(32).requires_grad_(False)
+    snake.log_alpha.copy_(golden["act_alpha"])
+    snake.log_beta.copy_(golden["act_beta"])
+    assert relative(snake(golden["act_in"]), golden["act_out"]) < 1e-6
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 64])
+def test_the_activation_is_its_definition(length):
+    """Against zero-stuffing, a transposed convolution and a strided one, the textbook way."""
+    x, taps = normals(2, 3, length), low_pass()[None, None].expand(3, 1, -1)
+    pad, snake = torch.nn.functional.pad, SmoothSnake(3).requires_grad_(False)
+    doubled = 2 * torch.nn.functional.conv_transpose1d(pad(x, (5, 5), mode="replicate"), taps, stride=2, groups=3)[..., 15:-15]
+    expected = torch.nn.functional.conv1d(pad(snake.snake(doubled), (5, 6), mode="replicate"), taps, stride=2, groups=3)
+    torch.testing.assert_close(snake(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_other_filters_and_other_mels_are_refused():
+    state = stored("folded")
+    with pytest.raises(InputError, match="low-pass"):
+        convert_vocoder({**state, "activation_post.upsample.filter": torch.ones(1, 1, 12)}, MelConfig(), "here")
+    with pytest.raises(InputError, match="80 mel bands"):
+        convert_vocoder(state, MelConfig(n_mels=100), "here")
+    with pytest.raises(InputError, match="320 samples"):
+        convert_vocoder(state, MelConfig(hop_length=320), "here")
