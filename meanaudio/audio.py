@@ -95,6 +95,17 @@ def limit_peak(audio: Tensor, peak: float = 0.98) -> Tensor:
     return audio * (peak / audio.abs().amax(-1, keepdim=True).clamp_min(peak))
 
 
+def match_level(audio: Tensor, level_db: float, sample_rate: int, *, window: float = 0.4, max_gain_db: float = 30.0) -> Tensor:
+    """Scale each clip [B, N] so that the root mean square of its loudest `window` seconds is `level_db` dBFS.
+
+    The gain is at most `max_gain_db`: what is all but silent stays quiet.
+    """
+    size = min(audio.shape[-1], max(1, round(window * sample_rate)))
+    powers = audio.unfold(-1, size, max(1, size // 4)).square().mean(-1).amax(-1, keepdim=True)
+    gain = 10 ** (level_db / 20) / powers.sqrt().clamp_min(1e-9)
+    return audio * gain.clamp_max(10 ** (max_gain_db / 20))
+
+
 def save_audio(path: str | Path, audio: Tensor, sample_rate: int, metadata: dict | None = None) -> Path:
     """Write mono [N] as 16-bit wav, flac or ogg, by the suffix. `metadata` becomes a JSON comment inside the file.
 

@@ -36,6 +36,7 @@ def generate(
     steps: Annotated[int, typer.Option("--steps", "-s", help="Network evaluations a clip.")] = 1,
     seed: Annotated[Optional[int], typer.Option(help="Drawn and printed if left out.")] = None,
     guidance: Annotated[float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none.")] = 1.0,
+    level: Annotated[float, typer.Option(help="Level of the loudest 400 ms, in dBFS.")] = -18.0,
     negative_prompt: Annotated[Optional[str], typer.Option(help="What to move away from; needs --guidance above 1.")] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -46,7 +47,7 @@ def generate(
 
     everything = [*(prompts or []), *(prompt or [])]
     generate_files(
-        everything, out, model=model, duration=duration, steps=steps, seed=seed, guidance_scale=guidance,
+        everything, out, model=model, duration=duration, steps=steps, seed=seed, level_db=level, guidance_scale=guidance,
         negative_prompt=negative_prompt, device=device, dtype=dtype, spectrogram=spectrogram,
     )  # fmt: skip
 

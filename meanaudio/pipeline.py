@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.audio import limit_peak, save_audio
+from meanaudio.audio import limit_peak, match_level, save_audio
 from meanaudio.checkpoint import load_into, load_weights, read_json, resolve
 from meanaudio.codec.codec import Codec, load_codec
 from meanaudio.config import CheckpointConfig, NetworkConfig, parse
@@ -147,10 +147,10 @@ class MeanAudio:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, num_samples: int) -> Tensor:
-        """latents [B, L, C] -> audio [B, num_samples], peaks limited."""
+        """latents [B, L, C] -> audio [B, num_samples], as loud as it comes."""
         with self._precision():
             audio = self.codec.decode(latents)
-        return limit_peak(audio[:, :num_samples].float())
+        return audio[:, :num_samples].float()
 
     def generate(
         self,
@@ -161,17 +161,19 @@ class MeanAudio:
         guidance_scale: float = 1.0,
         negative_prompt: str | None = None,
         seed: int | None = None,
+        level_db: float | None = -18.0,
     ) -> Audio:
         """One clip a prompt, exactly `duration` seconds (default: the length the checkpoint was trained at).
 
         steps: network evaluations (twice as many with guidance). guidance_scale: 1 is none; a checkpoint whose training folded guidance
         in needs none. negative_prompt: what to move away from, with a guidance_scale above 1.
         seed: clip k is drawn from seed + k, and is the same alone or in a batch; drawn at random if None (see Audio.parameters).
+        level_db: each clip's loudest 400 ms is brought to this level in dBFS, peaks permitting; None leaves levels as they come.
         Raises InputError for an empty or overlong prompt and for numbers out of range.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         duration = self.config.seconds if duration is None else duration
-        _check(prompts, duration, guidance_scale, negative_prompt, seed)
+        _check(prompts, duration, guidance_scale, negative_prompt, seed, level_db)
         if duration > 1.5 * self.config.seconds:
             warnings.warn(f"{self.name} was trained on {self.config.seconds:g} s; {duration:g} s may drift or repeat", stacklevel=2)
         first = secrets.randbelow(2**31) if seed is None else seed
@@ -185,7 +187,10 @@ class MeanAudio:
             guidance_scale=guidance_scale, reference=reference if guiding else None,
         )  # fmt: skip
         samples = self.decode(latents, self.codec.spec.num_samples(duration)).cpu()
-        shared = {"model": self.name, "duration": duration, "steps": steps, "guidance_scale": guidance_scale}
+        if level_db is not None:
+            samples = match_level(samples, level_db, self.sample_rate)
+        samples = limit_peak(samples)
+        shared = {"model": self.name, "duration": duration, "steps": steps, "guidance_scale": guidance_scale, "level_db": level_db}
         shared |= {"negative_prompt": negative_prompt} if negative_prompt else {}
         return Audio(samples, self.sample_rate, [{"prompt": p, "seed": s, **shared} for p, s in zip(prompts, seeds, strict=True)])
 
@@ -193,7 +198,9 @@ class MeanAudio:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
-def _check(prompts: list[str], duration: float, guidance_scale: float, negative_prompt: str | None, seed: int | None) -> None:
+def _check(
+    prompts: list[str], duration: float, guidance_scale: float, negative_prompt: str | None, seed: int | None, level_db: float | None
+) -> None:
     if not prompts:
         raise InputError("no prompt given")
     for prompt in [*prompts, *([negative_prompt] if negative_prompt is not None else [])]:
@@ -207,5 +214,7 @@ def _check(prompts: list[str], duration: float, guidance_scale: float, negative_
         raise InputError(f"guidance_scale = {guidance_scale}: must be from 1 (none) to 100")
     if negative_prompt is not None and guidance_scale == 1:
         raise InputError(f"negative_prompt {negative_prompt!r} has no effect at guidance_scale 1; ask for more, such as 2")
+    if level_db is not None and not -80 <= level_db <= 0:
+        raise InputError(f"level_db = {level_db}: must be from -80 to 0 dBFS, or None")
     if seed is not None and not 0 <= seed <= MAX_SEED - len(prompts):
         raise InputError(f"seed = {seed}: must be from 0 to {MAX_SEED - len(prompts)}")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meanaudio.audio import SAVE_SUFFIXES, AudioSpec, fit, limit_peak, load_audio, read_metadata, resample, save_audio
+from meanaudio.audio import SAVE_SUFFIXES, AudioSpec, fit, limit_peak, load_audio, match_level, read_metadata, resample, save_audio
 from meanaudio.errors import InputError
 
 
@@ -158,3 +158,16 @@ def test_bad_files_are_refused_by_name(tmp_path):
 def test_silence_is_sound(tmp_path):
     path = save_audio(tmp_path / "a.wav", torch.zeros(100), 16000)
     assert torch.equal(load_audio(path, 16000), torch.zeros(100))
+
+
+@given(st.floats(-60, 0), st.floats(-60, -6), st.integers(1, 20000))
+def test_levels_are_matched_up_to_the_largest_gain(before, wanted, samples):
+    tone = torch.sin(torch.arange(samples) * 0.5 + 1)[None] * 10 ** (before / 20)
+    loudest = lambda x: x.unfold(-1, min(samples, 6400), max(1, min(samples, 6400) // 4)).square().mean(-1).amax().sqrt()  # noqa: E731
+    gain = loudest(match_level(tone, wanted, 16000)) / loudest(tone)
+    expected = min(10 ** (wanted / 20) / float(loudest(tone)), 10**1.5)
+    assert float(gain) == pytest.approx(expected, rel=1e-3)
+
+
+def test_silence_stays_silent_at_any_level():
+    assert match_level(torch.zeros(2, 100), -18.0, 16000).abs().max() == 0
