@@ -127,6 +127,7 @@ class Vocos(nn.Module):
         return self.inverse_stft(self.inverse_stft.analyse(audio) * (missing.mT @ self.to_bins).exp())
 
     def _level(self, mel: Tensor) -> Tensor:
-        """STFT magnitude [B, F, K] that a flat spectrum inside each band would have."""
+        """STFT magnitude [B, F, K] that a flat spectrum inside each band would have; none at 0 Hz, which lies in no band."""
         bands = torch.log((10**mel - FLOOR).clamp_min(0) + 1e-8)
-        return (bands.mT @ self.to_bins + self.log_bin_hz).exp()
+        level = (bands.mT @ self.to_bins + self.log_bin_hz).exp()
+        return nn.functional.pad(level[..., 1:], (1, 0))

@@ -76,3 +76,9 @@ def test_corrections_bring_the_output_nearer_to_the_mel():
 def test_corrections_need_a_mel():
     with pytest.raises(InputError, match="2 corrections"):
         Vocos(80, 16, 32, 1, 1024, 256, corrections=2)
+
+
+def test_no_frame_has_a_constant_part():
+    audio = fill(tiny(), std=0.5)(normals(1, 80, 32) - 2)
+    assert audio.abs().max() > 1e-3
+    assert audio[0, 1024:-1024].mean().abs() < 0.02 * audio.abs().mean()
