@@ -41,7 +41,6 @@ def _plot(curves: dict[str, dict[int, float]], key: str, picture: Path) -> None:
         axes.plot(list(curve), list(curve.values()), marker="o", markersize=3, label=name)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(key)
-    axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend()
     picture.parent.mkdir(parents=True, exist_ok=True)
