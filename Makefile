@@ -22,7 +22,7 @@ demo: $(VENV)/core
 	$(BIN)/meanaudio generate "a dog barks" "an explosion" "footsteps on gravel, followed by a door slam" -o demo --seed 1 --spectrogram
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # two processes, one thread each: together they would fight for the cores
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
