@@ -47,7 +47,7 @@ def make_c4(entries):
 
 
 def packed_c4(entries):
-    return b"\x1e\x8c" + gzip.compress(make_c4(entries))[2:]
+    return b"\x1e\x8c" + gzip.compress(make_c4(entries), mtime=0)[2:]
 
 
 def make_rcc(names, bodies, tree):
@@ -150,6 +150,7 @@ def test_a_broken_container_is_an_input_error(suffix, data):
         (".ocg", packed_c4([(b"../evil.wav", b"x", 0)])),
         (".rcc", make_rcc(["", "..", "evil.wav"], [b"x"], [(0, 2, 1, 1), (1, 2, 1, 2), (2, 0, 0, 0)])),
     ],
+    ids=["zip up", "zip root", "group", "resource"],
 )
 def test_names_that_leave_the_container_are_refused(suffix, data):
     with pytest.raises(InputError, match="leaves the container"):
