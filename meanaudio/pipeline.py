@@ -17,6 +17,7 @@ from meanaudio.audio import limit_peak, match_level, save_audio
 from meanaudio.checkpoint import load_into, load_weights, read_json, resolve
 from meanaudio.codec.codec import Codec, load_codec
 from meanaudio.config import CheckpointConfig, NetworkConfig, parse
+from meanaudio.data.shards import NULL_TEXT_FILE, read_null_text
 from meanaudio.errors import InputError
 from meanaudio.guidance import guided
 from meanaudio.models.transformer import Transformer
@@ -25,7 +26,6 @@ from meanaudio.text import TextEncoder, make_encoder
 from meanaudio.types import TextFeatures
 
 NETWORK_FILE = "network.safetensors"
-NULL_TEXT_FILE = "null_text.safetensors"  # features of "", where a checkpoint was trained with stored ones
 MIN_DURATION, MAX_DURATION = 0.01, 120.0  # seconds
 MAX_PROMPT = 1000  # characters
 MAX_SEED = 2**63 - 1
@@ -34,15 +34,6 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 def make_network(config: NetworkConfig) -> Transformer:
     return Transformer(**config.model_dump())
-
-
-def load_null_text(path: Path) -> TextFeatures:
-    """One row of stored text features. Raises InputError if the file is damaged."""
-    state = load_weights(path)
-    try:
-        return TextFeatures(state["sequence"], state["pooled"], state["mask"])
-    except KeyError as error:
-        raise InputError(f"{path}: no {error} in it") from None
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -119,7 +110,7 @@ class MeanAudio:
         encoder = make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where), folder=folder)
         network = network.eval().requires_grad_(False).to(where)
         codec = load_codec(folder).to(where)
-        null_text = load_null_text(folder / NULL_TEXT_FILE) if (folder / NULL_TEXT_FILE).exists() else None
+        null_text = read_null_text(folder) if (folder / NULL_TEXT_FILE).exists() else None
         return MeanAudio(config, network, codec, encoder, name=folder.name, dtype=resolve_dtype(dtype, where), null_text=null_text)
 
     # The three stages; `generate` is their composition, and a benchmark may time each.

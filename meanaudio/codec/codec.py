@@ -44,7 +44,7 @@ VOCODERS: dict[type, Callable[[Any, MelConfig], Vocoder]] = {
         f_max=m.f_max,
         log_mel=LogMel(m),
         corrections=v.corrections,
-    ),  # fmt: skip
+    ),
     BigVGANConfig: lambda v, m: BigVGAN(m.n_mels, v.width, v.rates, v.kernels, v.block_kernels, v.dilations),
 }
 

@@ -15,8 +15,9 @@ from meanaudio.convert.codec import convert_vae, convert_vocoder
 from meanaudio.convert.foreign import read_foreign
 from meanaudio.convert.network import convert_network
 from meanaudio.convert.text import T5_WEIGHTS, convert_clap, convert_flan_t5
+from meanaudio.data.shards import NULL_TEXT_FILE
 from meanaudio.errors import InputError
-from meanaudio.pipeline import NETWORK_FILE, NULL_TEXT_FILE
+from meanaudio.pipeline import NETWORK_FILE
 from meanaudio.text import clap, flan_t5
 
 HUB = "https://huggingface.co/AndreasXi/MeanAudio"

@@ -16,11 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from meanaudio.checkpoint import read_json, write_beside, write_json
+from meanaudio.checkpoint import load_weights, read_json, write_beside, write_json
 from meanaudio.errors import InputError
 from meanaudio.types import Gaussian, LatentBatch, TextFeatures
 
 INDEX = "index.json"
+NULL_TEXT_FILE = "null_text.safetensors"  # features of ""; in a converted checkpoint too
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -53,7 +54,17 @@ def shard_notes(path: Path) -> dict[str, Any] | None:
 
 def write_null_text(folder: Path, text: TextFeatures) -> None:
     tensors = {"sequence": text.sequence.contiguous(), "pooled": text.pooled.contiguous(), "mask": text.mask.contiguous()}
-    write_beside(folder / "null_text.safetensors", lambda p: save_file(tensors, p))
+    write_beside(folder / NULL_TEXT_FILE, lambda p: save_file(tensors, p))
+
+
+def read_null_text(folder: Path) -> TextFeatures:
+    """One row of stored features of "". Raises InputError if the file is missing or damaged."""
+    path = folder / NULL_TEXT_FILE
+    state = load_weights(path)
+    try:
+        return TextFeatures(state["sequence"], state["pooled"], state["mask"])
+    except KeyError as error:
+        raise InputError(f"{path}: no {error} in it") from None
 
 
 @dataclass(frozen=True)
@@ -111,8 +122,7 @@ class ShardDataset:
 
     @property
     def null_text(self) -> TextFeatures:
-        found = load_file(self.folder / "null_text.safetensors")
-        return TextFeatures(found["sequence"], found["pooled"], found["mask"])
+        return read_null_text(self.folder)
 
     def batch(self, indices: list[int]) -> LatentBatch:
         """Items as one float32 batch; text padded to its longest caption."""

@@ -38,10 +38,10 @@ def locate(folder: Path, names: Sequence[str], repos: Sequence[str] = ()) -> dic
     raise InputError(f"a text encoder's files are missing: {hint}")
 
 
-def load_model(name: str, folder: Path, device: str) -> torch.nn.Module:
+def load_model(name: str, folder: Path, device: str, **options: Any) -> torch.nn.Module:
     """The transformers class `name` from the config.json and model.safetensors of `folder`, float32, frozen.
 
-    Raises InputError if they cannot be read or a weight is missing, which transformers alone would fill with random numbers.
+    options go to the class's constructor. Raises InputError if they cannot be read or a weight is missing, which transformers alone would fill with random numbers.
     """
     from safetensors import SafetensorError
 
@@ -50,12 +50,12 @@ def load_model(name: str, folder: Path, device: str) -> torch.nn.Module:
         from transformers.utils import logging
 
         cls = getattr(transformers, name)
-    except OSError as error:  # as in minilm.py: transformers imports torchaudio, and one made for another torch cannot load
+    except OSError as error:  # transformers imports torchaudio where it is installed, and one for another torch cannot load
         raise InputError(f"transformers cannot be imported ({error}); if it is torchaudio, install one that fits torch, or none") from error
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        model, report = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+        model, report = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **options)
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{folder}: not a readable text encoder ({str(error).splitlines()[0][:200]})") from None
     if faults := sorted(str(x) for kind in ("missing_keys", "mismatched_keys") for x in report[kind]):
@@ -79,10 +79,15 @@ def load_tokenizer(path: Path, max_tokens: int) -> Any:
     return tokenizer
 
 
-def tokenize(tokenizer: Any, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Captions -> token ids and mask (True at real tokens), both [B, max_tokens]; what was cut is told in a warning."""
+def refuse_broken_text(captions: Sequence[str]) -> None:
+    """Raise InputError for lone surrogates, which no tokenizer can read."""
     if broken := [c for c in captions if any("\ud800" <= letter <= "\udfff" for letter in c)]:
         raise InputError(f"not valid Unicode text: {broken[0][:80]!r}")
+
+
+def tokenize(tokenizer: Any, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Captions -> token ids and mask (True at real tokens), both [B, max_tokens]; what was cut is told in a warning."""
+    refuse_broken_text(captions)
     encodings = tokenizer.encode_batch(list(captions))
     if long := sum(bool(e.overflowing) for e in encodings):
         warnings.warn(f"{long} text(s) longer than {len(encodings[0].ids)} tokens: the end is not heard", stacklevel=3)

