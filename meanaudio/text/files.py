@@ -41,7 +41,8 @@ def locate(folder: Path, names: Sequence[str], repos: Sequence[str] = ()) -> dic
 def load_model(name: str, folder: Path, device: str, **options: Any) -> torch.nn.Module:
     """The transformers class `name` from the config.json and model.safetensors of `folder`, float32, frozen.
 
-    options go to the class's constructor. Raises InputError if they cannot be read or a weight is missing, which transformers alone would fill with random numbers.
+    options go to the class's constructor. Raises InputError if the files cannot be read or a weight is missing, which transformers alone
+    would fill with random numbers.
     """
     from safetensors import SafetensorError
 
