@@ -1,0 +1,67 @@
+"""Verbs of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from meanaudio.cli.common import Device, Quiet, Set, app
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option("--config", "-c", help="A YAML file, such as configs/codec_vae.yaml.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; an interrupted run there is resumed.")],
+    set_: Set = None,
+    device: Device = None,
+    until: Annotated[Optional[int], typer.Option(help="Stop after this many steps; a later call goes on.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train the VAE, the vocoder or the transformer, as the config says."""
+    from meanaudio.config import TrainConfig, load_config
+    from meanaudio.training.run import train as run
+
+    run(load_config(TrainConfig, config, set_ or []), out, device=device, until=until, progress_bar=not quiet)
+
+
+@app.command()
+def prepare(
+    manifest: Annotated[Path, typer.Argument(help="A manifest, table or folder that `data check` accepts.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the shards.")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="The training config that will read the shards.")],
+    split: Annotated[str, typer.Option(help="Which rows of the manifest.")] = "train",
+    scenes: Annotated[int, typer.Option(help="Compose so many scenes of short clips; 0 takes each clip once as it is.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+    set_: Set = None,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a manifest into shards of latents and text features."""
+    from meanaudio.config import TrainConfig, load_config
+    from meanaudio.training.run import prepare_for
+
+    count = prepare_for(
+        load_config(TrainConfig, config, set_ or []),
+        manifest,
+        out,
+        split=split,
+        scenes=scenes,
+        seed=seed,
+        device=device,
+        progress_bar=not quiet,
+    )
+    print(f"{count} items in {out}")
+
+
+@app.command("compare-runs")
+def compare_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of training runs.")],
+    key: Annotated[str, typer.Option(help="The logged number to compare.")] = "held_out/frechet_1_step",
+    out: Annotated[Optional[Path], typer.Option("--out", "-o", help="Write the plot to this PNG.")] = None,
+) -> None:
+    """Put one logged number of several runs side by side."""
+    from meanaudio.training.compare import compare_runs as run
+
+    print(run(runs, key, out))

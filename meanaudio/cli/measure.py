@@ -1,0 +1,69 @@
+"""Verbs that print numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from meanaudio import DEFAULT_MODEL
+from meanaudio.cli.common import Device, Dtype, Model, Set, app
+
+
+@app.command()
+def benchmark(
+    model: Model = DEFAULT_MODEL,
+    duration: Annotated[Optional[float], typer.Option(help="Seconds of each clip.")] = None,
+    steps: Annotated[int, typer.Option(help="Network evaluations a clip.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Timed clips.")] = 20,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Measure the real-time factor of generation, and of each stage."""
+    from meanaudio.evaluation.benchmark import benchmark as run
+
+    print(run(model, duration=duration, steps=steps, repeats=repeats, device=device, dtype=dtype).to_text())
+
+
+@app.command("benchmark-training")
+def benchmark_training(
+    config: Annotated[Path, typer.Option("--config", "-c", help="A generator's training config.")],
+    repeats: Annotated[int, typer.Option(help="Timed steps of each objective.")] = 8,
+    set_: Set = None,
+) -> None:
+    """Measure what a mean-flow training step costs beside a flow-matching step, on the CPU."""
+    from meanaudio.config import TrainConfig, load_config
+    from meanaudio.evaluation.benchmark import training_cost
+
+    cost = training_cost(load_config(TrainConfig, config, set_ or []), repeats=repeats)
+    for name, seconds in cost.items():
+        print(f"{name:<14}{seconds:8.3f} s a step")
+    print(f"ratio {cost['mean flow'] / cost['flow matching']:.2f}")
+
+
+@app.command("evaluate-codec")
+def evaluate_codec(
+    codec: Annotated[Path, typer.Argument(help="Folder with config.json, vae.safetensors and vocoder.safetensors.")],
+    manifest: Annotated[Path, typer.Argument(help="Manifest with held-out clips.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table and the pictures.")] = Path("codec-evaluation"),
+) -> None:
+    """Compare vocoder and codec with Griffin-Lim on held-out clips."""
+    from meanaudio.evaluation.codec import evaluate_codec as run
+
+    print(run(codec, manifest, out).to_text())
+
+
+@app.command("evaluate-text")
+def evaluate_text(
+    manifest: Annotated[Path, typer.Argument(help="The manifest the checkpoint was trained on.")],
+    model: Model = DEFAULT_MODEL,
+    captions: Annotated[int, typer.Option(help="How many training captions to try.")] = 40,
+    steps: Annotated[int, typer.Option(help="Network evaluations a clip.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of captions, scenes and noise.")] = 0,
+    device: Device = None,
+) -> None:
+    """Ask whether outputs are nearer to recordings of their own caption than to others."""
+    from meanaudio.evaluation.text_match import text_match
+
+    print(text_match(model, manifest, count=captions, steps=steps, seed=seed, device=device).to_text())
