@@ -12,7 +12,7 @@ import shutil
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from meanaudio.errors import InputError
+
+HASHES_FILE = "hashes.json"
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:
@@ -81,7 +83,10 @@ def load_weights(path: Path, *, finite: bool = True) -> dict[str, Tensor]:
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Strict load, cast to the module's own types. Raises InputError that lists missing, extra and misshaped keys."""
+    """Strict load, cast to the module's own types. Raises InputError that lists missing, extra and misshaped keys.
+
+    A module on the meta device takes the tensors themselves, without a copy.
+    """
     own = module.state_dict()
     faults = []
     if missing := [k for k in own if k not in state]:
@@ -93,7 +98,22 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
         faults.append(f"misshaped {_some(shapes)}")
     if faults:
         raise InputError(f"{source}: weights of another network: {'; '.join(faults)}")
-    module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
+    assign = any(v.is_meta for v in own.values())
+    module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, assign=assign)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_module(make: Callable[[], M], path: Path, *, finite: bool = True) -> M:
+    """The module that `make` builds, with the weights of the safetensors file `path`, in evaluation mode and frozen.
+
+    Nothing is computed for weights that are overwritten, and weights in the module's own type stay mapped to the file until they are used.
+    """
+    with torch.device("meta"):
+        module = make()
+    load_into(module, load_weights(path, finite=finite), path)
+    return module.eval().requires_grad_(False)
 
 
 def _some(names: list[str], most: int = 5) -> str:
@@ -111,26 +131,64 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def resolve(name_or_path: str | Path) -> Path:
-    """Find a checkpoint folder: a path that holds config.json, or the name of a folder under checkpoints/.
+def find_local(name_or_path: str | Path) -> Path | None:
+    """A checkpoint folder on this disk: a path that holds config.json, or the name of a folder under checkpoints/; None if there is none.
 
     Looked up in this order: the path as given, ./checkpoints/NAME, checkpoints/NAME beside the installed package,
-    $MEANAUDIO_CHECKPOINTS/NAME. Raises InputError that lists the names found there.
+    $MEANAUDIO_CHECKPOINTS/NAME. Raises InputError for a folder that is no checkpoint.
     """
     given = Path(name_or_path).expanduser()
     if (given / "config.json").is_file():
         return given
     if given.is_dir():
         raise InputError(f"{given}: no config.json in this folder; is it a checkpoint?")
-    homes = [Path("checkpoints"), Path(__file__).resolve().parent.parent / "checkpoints"]
-    if extra := os.environ.get("MEANAUDIO_CHECKPOINTS"):
-        homes.append(Path(extra).expanduser())
     if given.name == str(name_or_path):
-        for home in homes:
-            if (home / given / "config.json").is_file():
-                return home / given
-    known = sorted({p.parent.name for home in homes for p in home.glob("*/config.json")})
-    raise InputError(f"unknown model {str(name_or_path)!r}: neither a checkpoint folder nor one of: {', '.join(known) or '(none found)'}")
+        return next((home / given for home in _homes() if (home / given / "config.json").is_file()), None)
+    return None
+
+
+def local_names() -> list[str]:
+    """Names that `find_local` knows."""
+    return sorted({p.parent.name for home in _homes() for p in home.glob("*/config.json")})
+
+
+def _homes() -> list[Path]:
+    homes = [Path("checkpoints"), Path(__file__).resolve().parent.parent / "checkpoints"]
+    extra = os.environ.get("MEANAUDIO_CHECKPOINTS")
+    return [*homes, Path(extra).expanduser()] if extra else homes
+
+
+def write_hashes(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write hashes.json: size and sha256 of every file below `folder`, with `facts` beside them."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != HASHES_FILE)
+    files = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in paths}
+    write_json(folder / HASHES_FILE, {**facts, "files": files})
+
+
+def check_sizes(folder: Path) -> bool:
+    """True if the folder states its files' sizes in hashes.json and they are right, False if it states none.
+
+    Quick: a file half copied is found, a byte changed is not (`verify` finds that). Raises InputError that lists what is wrong.
+    """
+    return _compare(folder, lambda path, stated: path.stat().st_size == stated["bytes"], "of another size")
+
+
+def verify(folder: Path) -> bool:
+    """As `check_sizes`, but by the contents of every file."""
+    return _compare(folder, lambda path, stated: file_hash(path) == stated["sha256"], "changed")
+
+
+def _compare(folder: Path, same: Callable[[Path, dict[str, Any]], bool], otherwise: str) -> bool:
+    if not (folder / HASHES_FILE).is_file():
+        return False
+    stated = read_json(folder / HASHES_FILE).get("files")
+    if not isinstance(stated, dict) or not all(isinstance(v, dict) and {"bytes", "sha256"} <= v.keys() for v in stated.values()):
+        raise InputError(f"{folder / HASHES_FILE}: of another version of meanaudio; convert the published files again")
+    missing = [f"{name} missing" for name in stated if not (folder / name).is_file()]
+    wrong = [f"{name} {otherwise}" for name, facts in stated.items() if (folder / name).is_file() and not same(folder / name, facts)]
+    if missing or wrong:
+        raise InputError(f"{folder} is not as it was made: {_some([*missing, *wrong])}; copy or convert it again")
+    return True
 
 
 def save_training_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -32,7 +32,16 @@ def target_paths(out: Path, prompts: Sequence[str]) -> list[Path]:
 
 
 def generate_files(
-    prompts: Sequence[str], out: Path, *, model: str, device: str | None, dtype: str | None, spectrogram: bool, **options
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    spectrogram: bool,
+    vocoder: str | None = None,
+    compile: bool = False,
+    **options,
 ) -> list[Path]:
     """Generate every prompt and write it below `out`; print path, seed, level and speed. options: as MeanAudio.generate's."""
     if not prompts:
@@ -40,7 +49,7 @@ def generate_files(
     paths = target_paths(out, prompts)
     if spectrogram and importlib.util.find_spec("matplotlib") is None:
         raise InputError("a spectrogram needs matplotlib, which is not installed: pip install matplotlib")
-    pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype)
+    pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype, vocoder=vocoder, compile=compile)
     pipeline.encode_text(["warm up"])  # reads the encoder's weights, so that the time printed is that of generation
     began = time.perf_counter()
     audio = pipeline.generate(list(prompts), **options)

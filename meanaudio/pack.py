@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
 import torch
 
 from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
-from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, read_codec_config
+from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, with_vocoder
 from meanaudio.config import CheckpointConfig, parse
-from meanaudio.errors import InputError
-from meanaudio.pipeline import NETWORK_FILE, MeanAudio
+from meanaudio.data.shards import NULL_TEXT_FILE
+from meanaudio.models.transformer import NETWORK_FILE
+from meanaudio.pipeline import MeanAudio
+from meanaudio.text import clap, flan_t5
+
+# What else a checkpoint may hold: the features of "" and, of a converted release, its text encoders. Copied as they are.
+BESIDE_THE_NETWORK = (NULL_TEXT_FILE, clap.FOLDER, flan_t5.FOLDER)
 
 
 def pack(network: Path, out: Path, *, codec: Path | None = None, half: bool = True) -> None:
@@ -24,10 +30,7 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, half: bool = Tr
     config = parse(CheckpointConfig, read_json(network / "config.json"), str(network / "config.json"))
     source = codec or network
     if codec is not None:
-        other = read_codec_config(codec)
-        if other.mel != config.codec.mel:
-            raise InputError(f"{codec}: its vocoder takes {other.mel}, the network's codec gives {config.codec.mel}")
-        config = config.model_copy(update={"codec": config.codec.model_copy(update={"vocoder": other.vocoder})})
+        config = config.model_copy(update={"codec": with_vocoder(config.codec, codec)})
     weights = {name: load_weights(folder / name) for folder, name in ((network, NETWORK_FILE), (network, VAE_FILE), (source, VOCODER_FILE))}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:
@@ -35,7 +38,14 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, half: bool = Tr
         for file, state in weights.items():
             save_weights(beside / file, state, torch.float16 if half else None)
         write_json(beside / "config.json", config.model_dump(mode="json"))
+        for part in BESIDE_THE_NETWORK:
+            if (network / part).is_dir():
+                shutil.copytree(network / part, beside / part)
+            elif (network / part).is_file():
+                shutil.copyfile(network / part, beside / part)
         MeanAudio.from_pretrained(beside, device="cpu")
         out.mkdir(exist_ok=True)
         for path in beside.iterdir():
+            if (out / path.name).is_dir():
+                shutil.rmtree(out / path.name)
             path.replace(out / path.name)

@@ -14,26 +14,24 @@ from torch import Tensor
 
 from meanaudio import DEFAULT_MODEL
 from meanaudio.audio import limit_peak, match_level, save_audio
-from meanaudio.checkpoint import load_into, load_weights, read_json, resolve
+from meanaudio.checkpoint import check_sizes, read_json
 from meanaudio.codec.codec import Codec, load_codec
-from meanaudio.config import CheckpointConfig, NetworkConfig, parse
+from meanaudio.config import CheckpointConfig, parse
+from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.shards import NULL_TEXT_FILE, read_null_text
 from meanaudio.errors import InputError
 from meanaudio.guidance import guided
-from meanaudio.models.transformer import Transformer
+from meanaudio.models.transformer import Transformer, load_network
+from meanaudio.precision import DTYPES, computing_in, hold_in_bfloat16
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
 from meanaudio.text import TextEncoder, make_encoder
 from meanaudio.types import TextFeatures
 
-NETWORK_FILE = "network.safetensors"
 MIN_DURATION, MAX_DURATION = 0.01, 120.0  # seconds
 MAX_PROMPT = 1000  # characters
 MAX_SEED = 2**63 - 1
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-
-
-def make_network(config: NetworkConfig) -> Transformer:
-    return Transformer(**config.model_dump())
+FAST = "fast"  # a vocoder's name: the default checkpoint's, which is a small fraction of BigVGAN's work
+REMEMBERED_TEXTS = 64
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -75,7 +73,8 @@ class Audio:
 class MeanAudio:
     """A loaded checkpoint. Build it with `from_pretrained`.
 
-    dtype: precision of matrix products in network and codec; weights, norms and the sampler's state stay float32.
+    dtype: precision of matrix products in text encoder, network and codec; norms, sums along the networks and the sampler's state stay
+    float32. The features of the last 64 different texts are remembered.
     """
 
     def __init__(
@@ -88,6 +87,7 @@ class MeanAudio:
         self.mean = torch.tensor(config.latent_mean, device=self.device)
         self.std = torch.tensor(config.latent_std, device=self.device)
         self.null_text = None if null_text is None else null_text.to(self.device)
+        self._features: dict[str, TextFeatures] = {}
 
     @property
     def sample_rate(self) -> int:
@@ -95,29 +95,61 @@ class MeanAudio:
         return self.codec.spec.sample_rate
 
     @staticmethod
-    def from_pretrained(name_or_path: str | Path = DEFAULT_MODEL, device: str | None = None, dtype: str | None = None) -> MeanAudio:
-        """Load a checkpoint folder, or one under checkpoints/ by name.
+    def from_pretrained(
+        name_or_path: str | Path = DEFAULT_MODEL,
+        device: str | None = None,
+        dtype: str | None = None,
+        *,
+        vocoder: str | Path | None = None,
+        compile: bool = False,
+    ) -> MeanAudio:
+        """Load a checkpoint: a folder, a name under checkpoints/, a published model's name (fetched and converted once), or a hub id.
 
-        Raises InputError if it is unknown, incomplete, damaged, or holds weights of another network.
+        vocoder: "fast", or another checkpoint whose vocoder reads the same mels, in place of this one's own.
+        compile: let torch.compile make kernels for network and codec; the first clip of each length then takes minutes.
+        Raises InputError if a checkpoint is unknown, incomplete, damaged, or holds weights of another network.
         """
-        folder = resolve(name_or_path)
+        folder = find_checkpoint(name_or_path)
         where = resolve_device(device)
+        precision = resolve_dtype(dtype, where)
         config = parse(CheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json"))
-        with torch.device("meta"):  # no time spent on random weights that are overwritten
-            network = make_network(config.network)
-        network = network.to_empty(device="cpu")
-        load_into(network, load_weights(folder / NETWORK_FILE), folder / NETWORK_FILE)
-        encoder = make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where), folder=folder)
-        network = network.eval().requires_grad_(False).to(where)
-        codec = load_codec(folder).to(where)
+        finite = not check_sizes(folder)  # a converted checkpoint's weights were looked through when it was made
+        encoder = make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where), folder=folder, dtype=precision)
+        network = load_network(folder, config.network, finite=finite)
+        vocoder_from = None if vocoder is None else find_checkpoint(DEFAULT_MODEL if vocoder == FAST else vocoder)
+        codec = load_codec(folder, vocoder_from=vocoder_from, finite=finite)
+        if precision == torch.bfloat16:
+            for part in (network, codec.vae.decoder, codec.vocoder):
+                hold_in_bfloat16(part)
+        network, codec = network.to(where), codec.to(where)
+        if compile:
+            torch._dynamo.config.suppress_errors = True  # where no kernel can be made, the ordinary ones are used
+            for part in (network, codec.vae.decoder, codec.vocoder):
+                part.compile()
         null_text = read_null_text(folder) if (folder / NULL_TEXT_FILE).exists() else None
-        return MeanAudio(config, network, codec, encoder, name=folder.name, dtype=resolve_dtype(dtype, where), null_text=null_text)
+        return MeanAudio(config, network, codec, encoder, name=folder.name, dtype=precision, null_text=null_text)
 
     # The three stages; `generate` is their composition, and a benchmark may time each.
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
-        return self.encoder(texts).to(self.device)
+        """Features of each text, from memory where it was encoded before (see `forget_text`)."""
+        if new := [text for text in dict.fromkeys(texts) if text not in self._features]:
+            features = self.encoder(new).to(self.device)
+            # padding that the network never sees would only make a text's features depend on its neighbours
+            lengths = features.mask.sum(1).tolist() if self.config.network.mask_text else [features.mask.shape[1]] * len(new)
+            for i, (text, length) in enumerate(zip(new, lengths, strict=True)):
+                self._features[text] = TextFeatures(
+                    features.sequence[i : i + 1, :length], features.pooled[i : i + 1], features.mask[i : i + 1, :length]
+                )
+        found = TextFeatures.cat([self._features[text] for text in texts])
+        for text in list(self._features)[:-REMEMBERED_TEXTS]:
+            self._features.pop(text, None)
+        return found
+
+    def forget_text(self) -> None:
+        """Encode every text anew from now on; for measurements."""
+        self._features.clear()
 
     @torch.inference_mode()
     def sample_latents(
@@ -186,7 +218,7 @@ class MeanAudio:
         return Audio(samples, self.sample_rate, [{"prompt": p, "seed": s, **shared} for p, s in zip(prompts, seeds, strict=True)])
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return computing_in(self.dtype, self.device)
 
 
 def _check(

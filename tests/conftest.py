@@ -15,7 +15,7 @@ from meanaudio.audio import save_audio
 from meanaudio.checkpoint import file_hash, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, make_vae, make_vocoder
 from meanaudio.config import CheckpointConfig, TextConfig
-from meanaudio.pipeline import NETWORK_FILE, make_network
+from meanaudio.models.transformer import NETWORK_FILE, make_network
 
 
 @pytest.fixture

@@ -1,23 +1,30 @@
 """Weights and states on disk: strict loads, damage, names, and writes that survive a failure."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from meanaudio.checkpoint import (
+    check_sizes,
     file_hash,
+    find_local,
     load_into,
+    load_module,
     load_training_state,
     load_weights,
+    local_names,
     read_json,
     require_space,
-    resolve,
     save_training_state,
     save_weights,
+    verify,
     write_beside,
+    write_hashes,
     write_json,
+    write_text,
 )
 from meanaudio.errors import InputError
 
@@ -126,24 +133,67 @@ def homes(tmp_path, monkeypatch):
 
 
 def test_a_model_is_found_by_path_and_by_name(homes):
-    assert resolve(homes / "elsewhere" / "far") == homes / "elsewhere" / "far"
-    assert resolve("elsewhere/near").resolve() == homes / "elsewhere" / "near"
-    assert resolve("far") == homes / "elsewhere" / "far"
-    assert resolve("near").resolve() == homes / "checkpoints" / "near"
+    assert find_local(homes / "elsewhere" / "far") == homes / "elsewhere" / "far"
+    assert find_local("elsewhere/near").resolve() == homes / "elsewhere" / "near"
+    assert find_local("far") == homes / "elsewhere" / "far"
+    assert find_local("near").resolve() == homes / "checkpoints" / "near"
+    assert {"far", "near"} <= set(local_names())
 
 
-@pytest.mark.parametrize("name", ["nonesuch", "elsewhere/nonesuch", "../far", "", "a\0b"])
-def test_an_unknown_model_is_refused(homes, name):
-    with pytest.raises(InputError):
-        resolve(name)
+@pytest.mark.parametrize("name", ["nonesuch", "elsewhere/nonesuch", "../far", "a\0b"])
+def test_an_unknown_model_is_not_found(homes, name):
+    assert find_local(name) is None
 
 
-def test_the_refusal_lists_the_known_names(homes):
-    with pytest.raises(InputError, match=r"unknown model 'nonesuch'.*far, near"):
-        resolve("nonesuch")
+def test_a_folder_that_is_no_checkpoint_is_refused(homes):
     (homes / "no-checkpoint").mkdir()
     with pytest.raises(InputError, match=r"no-checkpoint: no config\.json"):
-        resolve("no-checkpoint")
+        find_local("no-checkpoint")
+
+
+# ---------------------------------------------------------------- hashes
+
+
+@pytest.fixture
+def hashed(tmp_path) -> Path:
+    write_text(tmp_path / "inner" / "a.txt", "abc")
+    write_text(tmp_path / "b.txt", "defg")
+    write_hashes(tmp_path, {"model": "m"})
+    return tmp_path
+
+
+def test_sizes_and_contents_are_compared_with_what_was_written(hashed, tmp_path_factory):
+    assert check_sizes(hashed)
+    assert verify(hashed)
+    write_text(hashed / "b.txt", "gfed")
+    assert check_sizes(hashed)
+    with pytest.raises(InputError, match=r"b\.txt changed"):
+        verify(hashed)
+    write_text(hashed / "b.txt", "def")
+    (hashed / "inner" / "a.txt").unlink()
+    for check in (check_sizes, verify):
+        with pytest.raises(InputError, match=r"inner/a\.txt missing, b\.txt (of another size|changed)"):
+            check(hashed)
+    assert not check_sizes(tmp_path_factory.mktemp("none"))
+
+
+@pytest.mark.parametrize("old", ["{}", '{"files": {"b.txt": "0123"}}', '{"files": []}'])
+def test_hashes_of_an_older_version_are_refused(hashed, old):
+    write_text(hashed / "hashes.json", old)
+    with pytest.raises(InputError, match="another version.*convert"):
+        check_sizes(hashed)
+
+
+def test_a_module_made_from_a_file_has_its_weights_and_no_others(tmp_path):
+    source = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    save_weights(tmp_path / "w.safetensors", source.state_dict(), torch.float16)
+    made = load_module(lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), tmp_path / "w.safetensors")
+    assert not made.training
+    assert not any(x.requires_grad or x.is_meta for x in made.parameters())
+    for key, value in made.state_dict().items():
+        torch.testing.assert_close(value, source.state_dict()[key].half().to(value.dtype))
+    with pytest.raises(InputError, match="another network"):
+        load_module(lambda: nn.Linear(3, 4), tmp_path / "w.safetensors")
 
 
 # ---------------------------------------------------------------- training states, space

@@ -16,11 +16,12 @@ DOORS = [PACKAGE.parent / "train.py", PACKAGE.parent / "infer.py"]
 
 # A part imports strictly lower rows, and itself. In row 0 anything goes that makes no circle.
 ROWS = (
-    ("errors", "types", "config", "audio", "flow", "checkpoint", "distributed", "plots"),
+    ("errors", "types", "config", "audio", "flow", "checkpoint", "distributed", "plots", "precision"),
     ("models", "text", "codec"),
     ("sampling", "guidance", "objectives", "data"),
+    ("convert",),
     ("pipeline",),
-    ("evaluation", "generate", "pack", "convert"),
+    ("evaluation", "generate", "pack"),
     ("training",),
     ("cli", "webui", "export"),
 )

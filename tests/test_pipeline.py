@@ -5,10 +5,12 @@ import warnings
 
 import pytest
 import torch
-from fakes import LATENT_DIM
+from fakes import LATENT_DIM, fill
 from safetensors.torch import load_file, save_file
 
 from meanaudio.audio import read_metadata
+from meanaudio.codec.codec import make_vocoder
+from meanaudio.config import CodecConfig, MelConfig
 from meanaudio.errors import InputError
 from meanaudio.pipeline import MAX_DURATION, MeanAudio, resolve_device
 from meanaudio.sampling import per_sample_noise
@@ -244,3 +246,89 @@ def test_a_network_for_other_text_features_is_refused(model):
     text = model.encode_text(["rain"])
     with pytest.raises(InputError, match="384"):
         model.network.condition(type(text)(text.sequence[..., :10], text.pooled, text.mask))
+
+
+# ---------------------------------------------------------------- text in memory, other vocoders, precision, compilation
+
+
+def test_a_text_is_encoded_once(model, monkeypatch):
+    asked = []
+    encoder = model.encoder
+    model.encoder = lambda texts: asked.extend(texts) or encoder(texts)
+    first = model.generate(["rain", "wind in the trees", "rain"], seed=0).samples
+    assert asked == ["rain", "wind in the trees"]
+    again = model.generate(["wind in the trees", "rain"], seed=1).samples
+    assert len(asked) == 2
+    torch.testing.assert_close(again[0], first[1], atol=1e-4, rtol=1e-4)
+    model.forget_text()
+    model.encode_text(["rain"])
+    assert asked[2:] == ["rain"]
+    for i in range(200):
+        model.encode_text([f"sound number {i}"])
+    assert len(model._features) <= 64
+    many = [f"noise {i}" for i in range(100)]  # more at once than are remembered
+    assert len(model.encode_text(many)) == 100
+
+
+def test_remembered_features_do_not_depend_on_their_neighbours(model):
+    together = model.encode_text(["rain", "a dog barks twice at the gate"])[:1]
+    alone = model.encode_text(["rain"])
+    assert alone.sequence.shape[1] == int(alone.mask.sum())
+    torch.testing.assert_close(together.sequence[:, : alone.sequence.shape[1]], alone.sequence)
+
+
+def other_vocoder(folder, **changes):
+    """The checkpoint's folder with another vocoder in it."""
+    config = json.loads((folder / "config.json").read_text())
+    config["codec"]["vocoder"] |= changes.pop("vocoder", {})
+    config["codec"]["mel"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    codec = CodecConfig.model_validate(config["codec"])
+    save_file(fill(make_vocoder(codec), 9, 0.2).state_dict(), folder / "vocoder.safetensors")
+    return folder
+
+
+def test_another_vocoder_of_the_same_mels_plugs_in(tiny_checkpoint, checkpoint_copy, fast_text, model):
+    other = other_vocoder(checkpoint_copy, vocoder={"width": 24})
+    swapped = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", vocoder=other)
+    assert swapped.codec.config.vocoder.width == 24
+    sound, own = (m.generate("rain", seed=0).samples for m in (swapped, model))
+    assert sound.shape == own.shape
+    assert (sound - own).abs().max() > 1e-3
+    torch.testing.assert_close(swapped.codec.vae.decoder[0].weight, model.codec.vae.decoder[0].weight)
+
+
+def test_a_vocoder_of_other_mels_is_refused(tiny_checkpoint, checkpoint_copy, fast_text):
+    other = other_vocoder(checkpoint_copy, f_max=7000.0)
+    with pytest.raises(InputError, match=r"f_max=7000.0.*the VAE gives.*f_max=8000.0"):
+        MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", vocoder=other)
+
+
+def test_the_fast_vocoder_reads_the_release_mels(fast_text, tiny_checkpoint):
+    """The default checkpoint's vocoder goes with anything on the 16 kHz release's mels."""
+    fast = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", vocoder="fast")
+    assert fast.codec.config.vocoder == MeanAudio.from_pretrained(device="cpu").codec.config.vocoder
+    assert fast.codec.config.mel == MelConfig()
+
+
+def test_in_bf16_weights_take_half_the_memory_and_the_sound_is_near(tiny_checkpoint, fast_text, model):
+    half = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
+    for part in (half.network, half.codec.vae.decoder, half.codec.vocoder):
+        matrices = [m for m in part.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv1d))]
+        assert matrices
+        assert all(m.weight.dtype == torch.bfloat16 for m in matrices)
+        norms = [m for m in part.modules() if isinstance(m, torch.nn.LayerNorm) and m.elementwise_affine]
+        assert all(m.weight.dtype == torch.float32 for m in norms)
+    exact, rounded = (m.generate("rain", seed=0, level_db=None).samples for m in (model, half))
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.2
+
+
+def test_compiled_it_sounds_the_same(tiny_checkpoint, fast_text, model, monkeypatch):
+    """Traced by the compiler, but run without making kernels, which takes a minute."""
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+    compiled = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", compile=True)
+    exact, made = (m.generate("rain", seed=0).samples for m in (model, compiled))
+    torch.testing.assert_close(made, exact, atol=1e-4, rtol=1e-4)

@@ -27,6 +27,11 @@ def generate(
     negative_prompt: Annotated[Optional[str], typer.Option(help="What to move away from; needs --guidance above 1.")] = None,
     device: Device = None,
     dtype: Dtype = None,
+    vocoder: Annotated[
+        Optional[str],
+        typer.Option(help="'fast', or another checkpoint whose vocoder reads the same mels; its own if left out."),
+    ] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="Make kernels with torch.compile: minutes once, then faster.")] = False,
     spectrogram: Annotated[bool, typer.Option("--spectrogram", help="Write a PNG beside each sound.")] = False,
 ) -> None:
     """Turn prompts into sound files."""
@@ -35,7 +40,8 @@ def generate(
     everything = [*(prompts or []), *(prompt or [])]
     generate_files(
         everything, out, model=model, duration=duration, steps=steps, seed=seed, level_db=level, guidance_scale=guidance,
-        negative_prompt=negative_prompt, device=device, dtype=dtype, spectrogram=spectrogram,
+        negative_prompt=negative_prompt, device=device, dtype=dtype, vocoder=vocoder, compile=compile_,
+        spectrogram=spectrogram,
     )  # fmt: skip
 
 
@@ -68,3 +74,13 @@ def pack(
     run(network, out, codec=codec, half=half)
     total = sum(p.stat().st_size for p in out.glob("*.safetensors"))
     print(f"{out}: {total / 1e6:.1f} MB")
+
+
+@app.command()
+def verify(model: Annotated[str, typer.Argument(help="A checkpoint's name or folder.")]) -> None:
+    """Compare every file of a converted checkpoint with the hashes kept when it was made."""
+    from meanaudio.checkpoint import verify as run
+    from meanaudio.convert.hub import find_checkpoint
+
+    folder = find_checkpoint(model)
+    print(f"{folder}: " + ("every file is as it was made" if run(folder) else "states no hashes (hashes.json), nothing to compare with"))

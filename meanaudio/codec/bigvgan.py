@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from meanaudio.codec.fused_snake import fused_snake
+
 TAPS = 12  # of the low-pass filter at twice the rate
 
 
@@ -39,7 +41,8 @@ class SmoothSnake(nn.Module):
     """x + sin(alpha x)^2 / beta at twice the rate, between a low-pass up-sampler and its mirror: [B, channels, N] -> same.
 
     Even and odd samples of the doubled rate are kept apart, so there is neither zero-stuffing nor a stride: each half is six shifted
-    multiply-adds, and the whole is pointwise but for the shifts. A compiler can make one kernel of it.
+    multiply-adds, and the whole is pointwise but for the shifts. torch.compile can make one kernel of it; on a CPU without gradients
+    it is one already (fused_snake.py).
     """
 
     def __init__(self, channels: int) -> None:
@@ -54,6 +57,10 @@ class SmoothSnake(nn.Module):
         return x + (x * alpha).sin().square() / (beta + 1e-9)
 
     def forward(self, x: Tensor) -> Tensor:
+        learning = torch.is_grad_enabled() and (x.requires_grad or self.log_alpha.requires_grad)
+        if x.device.type == "cpu" and not learning and not torch.compiler.is_compiling():
+            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype  # as a convolution would read it
+            return fused_snake(x, self.log_alpha.exp(), 1 / (self.log_beta.exp() + 1e-9), low_pass(), dtype)
         length = x.shape[-1]
         # y[2n] = 2 sum_q f[2q] x[n - 3 + q], y[2n + 1] = 2 sum_q f[2q + 1] x[n - 2 + q]; the ends of x are repeated
         x = F.pad(x, (3, 3), mode="replicate")
@@ -87,7 +94,10 @@ class BigVGAN(nn.Module):
 
     width: channels before the first up-sampling; each of them halves the number. rates, kernels: stride and kernel of each.
     block_kernels: the residual blocks run side by side after each up-sampling; dilations: of each block.
+    The trunk that every residual block adds to is float32 under autocast too: its few convolutions hold a third of the error otherwise.
     """
+
+    float32_parts = ("conv_in", "upsamplers", "conv_out")
 
     def __init__(
         self,
@@ -111,12 +121,15 @@ class BigVGAN(nn.Module):
         self.conv_out = nn.Conv1d(widths[-1], 1, 7, padding=3)
 
     def forward(self, mel: Tensor) -> Tensor:
-        x = self.conv_in(mel)
+        with torch.autocast(mel.device.type, enabled=False):
+            x = self.conv_in(mel.float())
         side_by_side = len(self.blocks) // len(self.upsamplers)
         for i, upsample in enumerate(self.upsamplers):
-            x = upsample(x)
+            with torch.autocast(mel.device.type, enabled=False):
+                x = upsample(x)
             total = torch.zeros_like(x)
             for block in self.blocks[i * side_by_side : (i + 1) * side_by_side]:
                 total = total + block(x)
             x = total / side_by_side
-        return self.conv_out(self.activation_out(x)).float().tanh().squeeze(1)
+        with torch.autocast(mel.device.type, enabled=False):
+            return self.conv_out(self.activation_out(x)).tanh().squeeze(1)

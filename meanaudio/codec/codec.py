@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from meanaudio.audio import fit
-from meanaudio.checkpoint import load_into, load_weights, read_json
+from meanaudio.checkpoint import load_module, read_json
 from meanaudio.codec.bigvgan import BigVGAN
 from meanaudio.codec.mel import LogMel
 from meanaudio.codec.release_vae import ReleaseVAE
@@ -60,13 +61,14 @@ def make_vocoder(config: CodecConfig) -> Vocoder:
 class Codec(nn.Module):
     """audio [B, N] <-> latents [B, L, C]. Latents are the VAE's own; their normalisation belongs to the network that makes them."""
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: CodecConfig, vae: VAE | None = None, vocoder: Vocoder | None = None) -> None:
+        """vae, vocoder: of that config and ready-made; a part left out gets random weights."""
         super().__init__()
         self.config = config
         self.spec = config.audio_spec()
         self.mel = LogMel(config.mel)
-        self.vae = make_vae(config)
-        self.vocoder = make_vocoder(config)
+        self.vae = make_vae(config) if vae is None else vae
+        self.vocoder = make_vocoder(config) if vocoder is None else vocoder
 
     def encode(self, audio: Tensor) -> Gaussian:
         """audio [B, N] in [-1, 1] -> posterior [B, L, C]; zero-padded at the end to L = ceil(N / samples_per_latent) whole latents."""
@@ -93,18 +95,28 @@ def read_codec_config(folder: Path) -> CodecConfig:
     return parse(CodecConfig, values["codec"], str(path))
 
 
-def load_vae(folder: Path) -> tuple[VAE, CodecConfig]:
+def load_vae(folder: Path, *, finite: bool = True) -> tuple[VAE, CodecConfig]:
     """The VAE of a folder with config.json and vae.safetensors, in evaluation mode."""
     config = read_codec_config(folder)
-    vae = make_vae(config)
-    load_into(vae, load_weights(Path(folder) / VAE_FILE), Path(folder) / VAE_FILE)
-    return vae.eval().requires_grad_(False), config
+    return load_module(partial(make_vae, config), Path(folder) / VAE_FILE, finite=finite), config
 
 
-def load_codec(folder: Path) -> Codec:
-    """The whole codec of a folder with config.json, vae.safetensors and vocoder.safetensors. Strict; NaN weights are refused."""
-    folder = Path(folder)
-    codec = Codec(read_codec_config(folder))
-    for module, name in ((codec.vae, VAE_FILE), (codec.vocoder, VOCODER_FILE)):
-        load_into(module, load_weights(folder / name), folder / name)
-    return codec.eval().requires_grad_(False)
+def load_codec(folder: Path, *, vocoder_from: Path | None = None, finite: bool = True) -> Codec:
+    """The whole codec of a folder with config.json, vae.safetensors and vocoder.safetensors. Strict.
+
+    vocoder_from: take the vocoder of this folder instead. finite: refuse NaN and infinite weights, which reads every file to its end.
+    Raises InputError too if that vocoder was made for other mels.
+    """
+    vae, config = load_vae(folder, finite=finite)
+    source = Path(vocoder_from or folder)
+    config = with_vocoder(config, source)
+    vocoder = load_module(partial(make_vocoder, config), source / VOCODER_FILE, finite=finite)
+    return Codec(config, vae, vocoder).eval().requires_grad_(False)
+
+
+def with_vocoder(config: CodecConfig, source: Path) -> CodecConfig:
+    """`config` with the vocoder of the folder `source`. Raises InputError if that one was made for other mels."""
+    other = read_codec_config(source)
+    if other.mel != config.mel:
+        raise InputError(f"{source}: its vocoder takes {other.mel}, the VAE gives {config.mel}")
+    return config.model_copy(update={"vocoder": other.vocoder})

@@ -49,8 +49,9 @@ class LogMel(nn.Module):
         super().__init__()
         self.config = config
         self.pad = (config.n_fft - config.hop_length) // 2
-        self.register_buffer("filters", mel_filters(config), persistent=False)
-        self.register_buffer("window", torch.hann_window(config.win_length), persistent=False)
+        with torch.device("cpu"):  # whatever the default device is: a codec built on the meta device still needs the numbers
+            self.register_buffer("filters", mel_filters(config), persistent=False)
+            self.register_buffer("window", torch.hann_window(config.win_length), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
         c = self.config

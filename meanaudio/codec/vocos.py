@@ -28,7 +28,7 @@ class InverseSTFT(nn.Module):
             raise InputError(f"vocoder n_fft {n_fft} must be a multiple (2 or more) of hop_length {hop_length}")
         self.n_fft, self.hop_length = n_fft, hop_length
         self.pad = (n_fft - hop_length) // 2
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(n_fft, device="cpu"), persistent=False)
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Windowed frames, overlap-added and divided by the windows' summed squares."""
@@ -97,7 +97,8 @@ class Vocos(nn.Module):
         bins = n_fft // 2 + 1
         self.inverse_stft = InverseSTFT(n_fft, hop_length)
         self.log_bin_hz = math.log(sample_rate / n_fft)
-        self.register_buffer("to_bins", _interpolation(n_mels, bins, sample_rate, f_min, f_max), persistent=False)
+        with torch.device("cpu"):  # whatever the default device is: a vocoder built on the meta device still needs the numbers
+            self.register_buffer("to_bins", _interpolation(n_mels, bins, sample_rate, f_min, f_max), persistent=False)
         self.embed = nn.Conv1d(n_mels, width, 7, padding=3)
         self.clock = nn.Parameter(torch.randn(CLOCK, width, generator=torch.Generator().manual_seed(0)) * 0.1)
         self.embed_norm = nn.LayerNorm(width, eps=1e-6)

@@ -13,7 +13,7 @@ from torch import Tensor
 from meanaudio.config import NetworkConfig
 from meanaudio.convert.foreign import check_names, count, rename, rename_back, shape_of
 from meanaudio.errors import InputError
-from meanaudio.pipeline import make_network
+from meanaudio.models.transformer import make_network
 
 # Beginnings of keys that are no weights of the network: latent statistics, features of "", and tables computed from sizes.
 RELEASE_EXTRAS = ("latent_mean", "latent_std", "empty_string_feat", "latent_rot", "text_rot")

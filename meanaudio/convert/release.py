@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from meanaudio.checkpoint import file_hash, require_space, save_weights, write_json
+from meanaudio.checkpoint import file_hash, require_space, save_weights, write_hashes, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE
 from meanaudio.config import CheckpointConfig, CodecConfig, MelConfig, TextConfig
 from meanaudio.convert.codec import convert_vae, convert_vocoder
@@ -17,7 +17,7 @@ from meanaudio.convert.network import convert_network
 from meanaudio.convert.text import T5_WEIGHTS, convert_clap, convert_flan_t5
 from meanaudio.data.shards import NULL_TEXT_FILE
 from meanaudio.errors import InputError
-from meanaudio.pipeline import NETWORK_FILE
+from meanaudio.models.transformer import NETWORK_FILE
 from meanaudio.text import clap, flan_t5
 
 HUB = "https://huggingface.co/AndreasXi/MeanAudio"
@@ -30,7 +30,6 @@ RELEASES = {
 VAE_SOURCE, VOCODER_SOURCE, CLAP_SOURCE = "v1-16.pth", "best_netG.pt", "music_speech_audioset_epoch_15_esc_89.98.pt"
 T5_SOURCE, ROBERTA_SOURCE = "flan-t5-large", "roberta-base"  # folders, taken if they are there
 LATENTS = 312  # of the release's training windows, which it calls 10 s [code]
-HASHES_FILE = "hashes.json"
 
 
 def convert_release(folder: Path, out: Path, model: str | None = None) -> str:
@@ -38,7 +37,8 @@ def convert_release(folder: Path, out: Path, model: str | None = None) -> str:
 
     model: a name of RELEASES; if left out, `out`'s own name, or the only one whose file is there. FLAN-T5 and the tokenizer of CLAP are
     taken from folders flan-t5-large and roberta-base if they lie there too; otherwise the Hugging Face cache must have them when text is
-    encoded. hashes.json holds the sha256 of each file written and of each file read. The folder is built beside its place and renamed.
+    encoded. hashes.json holds size and sha256 of each file written, and the sha256 of each file
+    read. The folder is built beside its place and renamed.
     Raises InputError for missing, damaged, hostile or mistaken files, for a full disk, and if `out` already holds something.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -57,8 +57,7 @@ def convert_release(folder: Path, out: Path, model: str | None = None) -> str:
             _write_text(sources[CLAP_SOURCE], t5, roberta, made)
         except SafetensorError as error:  # its words for a disk that filled up meanwhile
             raise InputError(f"{out}: cannot be written ({error})") from None
-        written = {p.relative_to(made).as_posix(): file_hash(p) for p in sorted(made.rglob("*")) if p.is_file()}
-        write_json(made / HASHES_FILE, {"model": name, "files": written, "sources": {k: file_hash(p) for k, p in sources.items()}})
+        write_hashes(made, {"model": name, "sources": {k: file_hash(p) for k, p in sources.items()}})
         made.replace(out)
     return name
 

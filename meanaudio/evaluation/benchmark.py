@@ -14,8 +14,9 @@ from typing import TypeVar
 import torch
 
 from meanaudio.config import TrainConfig
+from meanaudio.models.transformer import make_network
 from meanaudio.objectives import make_objective
-from meanaudio.pipeline import MeanAudio, make_network
+from meanaudio.pipeline import MeanAudio
 from meanaudio.types import TextFeatures
 
 T = TypeVar("T")

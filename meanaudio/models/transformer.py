@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from meanaudio.checkpoint import load_module
+from meanaudio.config import NetworkConfig
 from meanaudio.errors import InputError
 from meanaudio.models.layers import JointBlock, Modulation, SequenceConv, StreamBlock, SwiGLU, TimeEmbedding, modulate, rotary_angles
 from meanaudio.types import Field, TextFeatures
+
+NETWORK_FILE = "network.safetensors"
 
 
 @dataclass(frozen=True)
@@ -120,3 +126,12 @@ class Transformer(nn.Module):
     def field(self, condition: Condition, scale: Tensor | None = None) -> Field:
         """The network as a function of (z, t, r) for one condition."""
         return lambda z, t, r: self(z, t, r, condition, scale)
+
+
+def make_network(config: NetworkConfig) -> Transformer:
+    return Transformer(**config.model_dump())
+
+
+def load_network(folder: Path, config: NetworkConfig, *, finite: bool = True) -> Transformer:
+    """The network of a checkpoint folder, in evaluation mode and frozen. Strict; see `load_module`."""
+    return load_module(partial(make_network, config), folder / NETWORK_FILE, finite=finite)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from meanaudio.precision import computing_in
 from meanaudio.text.files import load_model, load_tokenizer, locate, tokenize
 
 TOKENIZER_REPOS = ("FacebookAI/roberta-base", "roberta-base")  # its present name, and the one older caches have
@@ -27,8 +28,8 @@ class ClapText:
     folder: where the files lie; the tokenizer may be in the Hugging Face cache instead. They are read at the first call.
     """
 
-    def __init__(self, folder: Path, *, max_tokens: int = 77, device: str = "cpu") -> None:
-        self.folder, self.max_tokens, self.device = folder, max_tokens, device
+    def __init__(self, folder: Path, *, max_tokens: int = 77, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.folder, self.max_tokens, self.device, self.dtype = folder, max_tokens, device, dtype
 
     @cached_property
     def tokenizer(self):
@@ -37,10 +38,11 @@ class ClapText:
     @cached_property
     def model(self) -> torch.nn.Module:
         locate(self.folder, FILES)
-        return load_model("ClapTextModelWithProjection", self.folder, self.device)
+        return load_model("ClapTextModelWithProjection", self.folder, self.device, self.dtype)
 
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> Tensor:
         tokens, mask = (x.to(self.device) for x in tokenize(self.tokenizer, captions))
-        vectors = self.model(input_ids=tokens, attention_mask=mask.long()).text_embeds
+        with computing_in(self.dtype, tokens.device):
+            vectors = self.model(input_ids=tokens, attention_mask=mask.long()).text_embeds
         return torch.nn.functional.normalize(vectors.float(), dim=-1)

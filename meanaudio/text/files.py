@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from meanaudio.errors import InputError
+from meanaudio.precision import hold_in_bfloat16
 
 
 def locate(folder: Path, names: Sequence[str], repos: Sequence[str] = ()) -> dict[str, Path]:
@@ -38,9 +39,10 @@ def locate(folder: Path, names: Sequence[str], repos: Sequence[str] = ()) -> dic
     raise InputError(f"a text encoder's files are missing: {hint}")
 
 
-def load_model(name: str, folder: Path, device: str, **options: Any) -> torch.nn.Module:
-    """The transformers class `name` from the config.json and model.safetensors of `folder`, float32, frozen.
+def load_model(name: str, folder: Path, device: str, dtype: torch.dtype = torch.float32, **options: Any) -> torch.nn.Module:
+    """The transformers class `name` from the config.json and model.safetensors of `folder`, frozen.
 
+    dtype: float32, or bfloat16 for matrix layers (see precision.py).
     options go to the class's constructor. Raises InputError if the files cannot be read or a weight is missing, which transformers alone
     would fill with random numbers.
     """
@@ -61,6 +63,8 @@ def load_model(name: str, folder: Path, device: str, **options: Any) -> torch.nn
         raise InputError(f"{folder}: not a readable text encoder ({str(error).splitlines()[0][:200]})") from None
     if faults := sorted(str(x) for kind in ("missing_keys", "mismatched_keys") for x in report[kind]):
         raise InputError(f"{folder}: weights of another text encoder: missing or misshaped {', '.join(faults[:5])}")
+    if dtype == torch.bfloat16:
+        hold_in_bfloat16(model)
     return model.eval().requires_grad_(False).to(device)
 
 

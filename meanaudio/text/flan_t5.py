@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from meanaudio.precision import computing_in
 from meanaudio.text.files import load_model, load_tokenizer, locate, tokenize
 
 REPOS = ("google/flan-t5-large",)
@@ -24,8 +25,8 @@ class FlanT5:
     folder: where the files lie; without them there the Hugging Face cache is looked into. They are read at the first call.
     """
 
-    def __init__(self, folder: Path, *, max_tokens: int = 77, device: str = "cpu") -> None:
-        self.folder, self.max_tokens, self.device = folder, max_tokens, device
+    def __init__(self, folder: Path, *, max_tokens: int = 77, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.folder, self.max_tokens, self.device, self.dtype = folder, max_tokens, device, dtype
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -33,7 +34,7 @@ class FlanT5:
 
     @cached_property
     def model(self) -> torch.nn.Module:
-        return load_model("T5EncoderModel", self.files["model.safetensors"].parent, self.device)
+        return load_model("T5EncoderModel", self.files["model.safetensors"].parent, self.device, self.dtype)
 
     @cached_property
     def tokenizer(self):
@@ -42,4 +43,5 @@ class FlanT5:
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         tokens, mask = (x.to(self.device) for x in tokenize(self.tokenizer, captions))
-        return self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state.float(), mask
+        with computing_in(self.dtype, tokens.device):
+            return self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state.float(), mask

@@ -17,6 +17,7 @@ from meanaudio.codec.vae import MelVAE
 from meanaudio.config import CodecConfig, TrainConfig
 from meanaudio.errors import InputError
 from meanaudio.plots import save_mels, save_spectrograms
+from meanaudio.precision import DTYPES, computing_in
 from meanaudio.training.loop import Update
 from meanaudio.training.windows import WindowSampler, load_sounds
 
@@ -51,7 +52,7 @@ class _CodecTask:
         return torch.Generator().manual_seed(self.config.loop.seed * 1_000_003 + step)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.loop.precision == "bf16")
+        return computing_in(DTYPES[self.config.loop.precision], self.device)
 
     def write_config(self, folder: Path) -> None:
         write_json(folder / "config.json", {"codec": self.codec.model_dump(mode="json")})

@@ -15,10 +15,10 @@ from meanaudio.config import CheckpointConfig, TrainConfig
 from meanaudio.data.shards import ShardDataset, epoch_order
 from meanaudio.errors import InputError
 from meanaudio.evaluation.latents import held_out_distance
-from meanaudio.models.transformer import Transformer
+from meanaudio.models.transformer import NETWORK_FILE, Transformer, make_network
 from meanaudio.objectives import make_objective
-from meanaudio.pipeline import NETWORK_FILE, make_network
 from meanaudio.plots import save_spectrograms
+from meanaudio.precision import DTYPES, computing_in
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
 from meanaudio.training.loop import Update
 from meanaudio.types import LatentBatch
@@ -113,7 +113,7 @@ class GeneratorTask:
         return numbers
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.loop.precision == "bf16")
+        return computing_in(DTYPES[self.config.loop.precision], self.device)
 
     def _write_samples(self, made: torch.Tensor, reference: torch.Tensor, folder: Path) -> None:
         source = Path(self.config.codec_from or "")

@@ -32,8 +32,7 @@ def prepare_for(
     folder = Path(config.codec_from)
     where = resolve_device(device)
     vae, codec_config = load_vae(folder)
-    codec = Codec(codec_config)
-    codec.vae = vae
+    codec = Codec(codec_config, vae)
     return prepare(
         manifest,
         out,

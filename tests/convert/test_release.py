@@ -24,7 +24,9 @@ from meanaudio.convert.foreign import read_foreign
 from meanaudio.convert.network import convert_network
 from meanaudio.convert.text import convert_clap
 from meanaudio.errors import InputError
-from meanaudio.pipeline import MeanAudio, make_network
+from meanaudio.models.transformer import make_network
+from meanaudio.pack import pack
+from meanaudio.pipeline import MeanAudio
 from meanaudio.types import TextFeatures
 
 # ---------------------------------------------------------------- full size, without data
@@ -187,7 +189,9 @@ def test_the_folder_describes_itself(converted, release):
     hashes = json.loads((converted / "hashes.json").read_text(encoding="utf-8"))
     assert hashes["model"] == "meanaudio-s-full"
     assert hashes["files"] == {
-        p.relative_to(converted).as_posix(): file_hash(p) for p in converted.rglob("*") if p.is_file() and p.name != "hashes.json"
+        p.relative_to(converted).as_posix(): {"bytes": p.stat().st_size, "sha256": file_hash(p)}
+        for p in converted.rglob("*")
+        if p.is_file() and p.name != "hashes.json"
     }
     assert hashes["sources"][VOCODER] == file_hash(release / VOCODER)
     assert {"network.safetensors", "vae.safetensors", "vocoder.safetensors", "flan_t5/model.safetensors"} < set(hashes["files"])
@@ -311,3 +315,31 @@ def test_the_command_converts(release, tmp_path, monkeypatch, capsys):
         main()
     assert end.value.code == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_a_packed_release_keeps_its_text_encoders_and_null_text(converted, tmp_path):
+    pack(converted, tmp_path / "packed")
+    before = {p.relative_to(converted).as_posix() for p in converted.rglob("*") if p.is_file()}
+    assert {p.relative_to(tmp_path / "packed").as_posix() for p in (tmp_path / "packed").rglob("*") if p.is_file()} == before - {
+        "hashes.json"
+    }
+    packed, whole = (MeanAudio.from_pretrained(f, device="cpu") for f in (tmp_path / "packed", converted))
+    assert torch.equal(packed.null_text.sequence, whole.null_text.sequence)
+    assert relative(*(m.generate("rain", seed=0, duration=0.5).samples for m in (packed, whole))) < 0.05
+    pack(converted, tmp_path / "packed")  # over an earlier one
+
+
+def test_a_converted_folder_that_lost_bytes_is_refused_and_verified(converted, tmp_path, monkeypatch, capsys):
+    copy = Path(shutil.copytree(converted, tmp_path / "copy"))
+    monkeypatch.setattr(sys, "argv", ["meanaudio", "verify", str(copy)])
+    main()
+    assert "every file is as it was made" in capsys.readouterr().out
+    weights = (copy / "vae.safetensors").read_bytes()
+    (copy / "vae.safetensors").write_bytes(weights[:-4] + b"0000")
+    MeanAudio.from_pretrained(copy, device="cpu")
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "vae.safetensors changed" in capsys.readouterr().err
+    (copy / "vae.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=r"vae\.safetensors of another size"):
+        MeanAudio.from_pretrained(copy, device="cpu")

@@ -14,9 +14,8 @@ from meanaudio.convert import release_network_state
 from meanaudio.errors import InputError
 from meanaudio.flow import interpolate, velocity
 from meanaudio.guidance import guided
-from meanaudio.models.transformer import Transformer
+from meanaudio.models.transformer import Transformer, make_network
 from meanaudio.objectives.mean_flow import mean_flow_at, total_derivative
-from meanaudio.pipeline import make_network
 from meanaudio.sampling import integrate, uniform_times
 from meanaudio.types import TextFeatures
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from meanaudio.config import ObjectiveConfig, ScheduleConfig, TimeConfig, constant
 from meanaudio.flow import expand, interpolate, velocity
+from meanaudio.models.transformer import make_network
 from meanaudio.objectives import OBJECTIVES, make_objective
 from meanaudio.objectives.mean_flow import mean_flow_at, total_derivative
-from meanaudio.pipeline import make_network
 from meanaudio.types import TextFeatures
 
 LENGTH = 6
