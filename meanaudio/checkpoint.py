@@ -10,16 +10,17 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from meanaudio.errors import InputError
+from meanaudio.precision import hold_in_bfloat16
 
 HASHES_FILE = "hashes.json"
 
@@ -105,15 +106,39 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
 M = TypeVar("M", bound=nn.Module)
 
 
-def load_module(make: Callable[[], M], path: Path, *, finite: bool = True) -> M:
+def load_module(
+    make: Callable[[], M],
+    path: Path,
+    *,
+    finite: bool = True,
+    halve: Sequence[str] = (),
+    ignore: tuple[str, ...] = (),
+    aliases: Mapping[str, str] | None = None,
+) -> M:
     """The module that `make` builds, with the weights of the safetensors file `path`, in evaluation mode and frozen.
 
     Nothing is computed for weights that are overwritten, and weights in the module's own type stay mapped to the file until they are used.
+    finite: refuse NaN and infinite weights, which reads the whole file. halve: submodules ("" is all) to `hold_in_bfloat16`.
+    ignore: beginnings of names in the file that are not wanted. aliases: names that share the weights of another if the file lacks them.
+    Raises InputError as `load_weights` and `load_into` do.
     """
     with torch.device("meta"):
         module = make()
-    load_into(module, load_weights(path, finite=finite), path)
+    for part in halve:
+        hold_in_bfloat16(module.get_submodule(part))
+    state = {k: v for k, v in load_weights(path, finite=finite).items() if not k.startswith(ignore)}
+    places = {k: k for k in state} | {k: v for k, v in (aliases or {}).items() if k not in state and v in state}
+    types = {k: v.dtype for k, v in module.state_dict().items()}
+    load_into(module, {k: _typed(path, v, state[v], types.get(k)) for k, v in places.items()}, path)
     return module.eval().requires_grad_(False)
+
+
+def _typed(path: Path, key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The tensor in that type; what has to be changed is read through a mapping of its own, and so leaves memory with it."""
+    if dtype is None or tensor.dtype == dtype:
+        return tensor
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(key).to(dtype)
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -22,7 +22,7 @@ from meanaudio.data.shards import NULL_TEXT_FILE, read_null_text
 from meanaudio.errors import InputError
 from meanaudio.guidance import guided
 from meanaudio.models.transformer import Transformer, load_network
-from meanaudio.precision import DTYPES, computing_in, hold_in_bfloat16
+from meanaudio.precision import DTYPES, computing_in
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
 from meanaudio.text import TextEncoder, make_encoder
 from meanaudio.types import TextFeatures
@@ -115,12 +115,9 @@ class MeanAudio:
         config = parse(CheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json"))
         finite = not check_sizes(folder)  # a converted checkpoint's weights were looked through when it was made
         encoder = make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where), folder=folder, dtype=precision)
-        network = load_network(folder, config.network, finite=finite)
+        network = load_network(folder, config.network, dtype=precision, finite=finite)
         vocoder_from = None if vocoder is None else find_checkpoint(DEFAULT_MODEL if vocoder == FAST else vocoder)
-        codec = load_codec(folder, vocoder_from=vocoder_from, finite=finite)
-        if precision == torch.bfloat16:
-            for part in (network, codec.vae.decoder, codec.vocoder):
-                hold_in_bfloat16(part)
+        codec = load_codec(folder, vocoder_from=vocoder_from, dtype=precision, finite=finite)
         network, codec = network.to(where), codec.to(where)
         if compile:
             torch._dynamo.config.suppress_errors = True  # where no kernel can be made, the ordinary ones are used
@@ -158,7 +155,7 @@ class MeanAudio:
     ) -> Tensor:  # fmt: skip
         """Latents [B, num_latents, C] for B texts. reference: text features to move away from, one row or B, where the scale is not 1."""
         noise = per_sample_noise((num_latents, self.config.network.latent_dim), seeds, self.device)
-        with self._precision():
+        with self.precision():
             field = self.network.field(self.network.condition(text))
             if guidance_scale != 1:
                 if reference is None:
@@ -171,7 +168,7 @@ class MeanAudio:
     @torch.inference_mode()
     def decode(self, latents: Tensor, num_samples: int) -> Tensor:
         """latents [B, L, C] -> audio [B, num_samples], as loud as it comes."""
-        with self._precision():
+        with self.precision():
             audio = self.codec.decode(latents)
         return audio[:, :num_samples].float()
 
@@ -217,7 +214,8 @@ class MeanAudio:
         shared |= {"negative_prompt": negative_prompt} if negative_prompt else {}
         return Audio(samples, self.sample_rate, [{"prompt": p, "seed": s, **shared} for p, s in zip(prompts, seeds, strict=True)])
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
+        """The context that `dtype` asks for: the two inner stages need it where they are called by hand."""
         return computing_in(self.dtype, self.device)
 
 

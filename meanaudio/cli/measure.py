@@ -67,3 +67,14 @@ def evaluate_text(
     from meanaudio.evaluation.text_match import text_match
 
     print(text_match(model, manifest, count=captions, steps=steps, seed=seed, device=device).to_text())
+
+
+@app.command("benchmark-release")
+def benchmark_release(
+    model: Annotated[str, typer.Argument(help="A converted release's name or folder.")],
+    rounds: Annotated[int, typer.Option(help="Rounds over all variants; the fastest counts.")] = 2,
+) -> None:
+    """Measure a published model beside the same work in the public code's shape, on the CPU: times, memory, first sound, differences."""
+    from meanaudio.evaluation.release_benchmark import release_benchmark
+
+    print(release_benchmark(model, rounds=rounds).to_text())

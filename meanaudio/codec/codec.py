@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from meanaudio.audio import fit
@@ -95,22 +96,25 @@ def read_codec_config(folder: Path) -> CodecConfig:
     return parse(CodecConfig, values["codec"], str(path))
 
 
-def load_vae(folder: Path, *, finite: bool = True) -> tuple[VAE, CodecConfig]:
+def load_vae(folder: Path, *, dtype: torch.dtype = torch.float32, finite: bool = True) -> tuple[VAE, CodecConfig]:
     """The VAE of a folder with config.json and vae.safetensors, in evaluation mode."""
     config = read_codec_config(folder)
-    return load_module(partial(make_vae, config), Path(folder) / VAE_FILE, finite=finite), config
+    halve = ("decoder",) if dtype == torch.bfloat16 else ()
+    return load_module(partial(make_vae, config), Path(folder) / VAE_FILE, finite=finite, halve=halve), config
 
 
-def load_codec(folder: Path, *, vocoder_from: Path | None = None, finite: bool = True) -> Codec:
+def load_codec(folder: Path, *, vocoder_from: Path | None = None, dtype: torch.dtype = torch.float32, finite: bool = True) -> Codec:
     """The whole codec of a folder with config.json, vae.safetensors and vocoder.safetensors. Strict.
 
-    vocoder_from: take the vocoder of this folder instead. finite: refuse NaN and infinite weights, which reads every file to its end.
+    vocoder_from: take the vocoder of this folder instead. dtype: bfloat16 stores what decodes in half the memory.
+    finite: refuse NaN and infinite weights, which reads every file to its end.
     Raises InputError too if that vocoder was made for other mels.
     """
-    vae, config = load_vae(folder, finite=finite)
+    vae, config = load_vae(folder, dtype=dtype, finite=finite)
     source = Path(vocoder_from or folder)
     config = with_vocoder(config, source)
-    vocoder = load_module(partial(make_vocoder, config), source / VOCODER_FILE, finite=finite)
+    halve = ("",) if dtype == torch.bfloat16 else ()
+    vocoder = load_module(partial(make_vocoder, config), source / VOCODER_FILE, finite=finite, halve=halve)
     return Codec(config, vae, vocoder).eval().requires_grad_(False)
 
 

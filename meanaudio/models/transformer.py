@@ -132,6 +132,7 @@ def make_network(config: NetworkConfig) -> Transformer:
     return Transformer(**config.model_dump())
 
 
-def load_network(folder: Path, config: NetworkConfig, *, finite: bool = True) -> Transformer:
+def load_network(folder: Path, config: NetworkConfig, *, dtype: torch.dtype = torch.float32, finite: bool = True) -> Transformer:
     """The network of a checkpoint folder, in evaluation mode and frozen. Strict; see `load_module`."""
-    return load_module(partial(make_network, config), folder / NETWORK_FILE, finite=finite)
+    halve = ("",) if dtype == torch.bfloat16 else ()
+    return load_module(partial(make_network, config), folder / NETWORK_FILE, finite=finite, halve=halve)

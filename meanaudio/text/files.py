@@ -42,12 +42,27 @@ def locate(folder: Path, names: Sequence[str], repos: Sequence[str] = ()) -> dic
 def load_model(name: str, folder: Path, device: str, dtype: torch.dtype = torch.float32, **options: Any) -> torch.nn.Module:
     """The transformers class `name` from the config.json and model.safetensors of `folder`, frozen.
 
-    dtype: float32, or bfloat16 for matrix layers (see precision.py).
-    options go to the class's constructor. Raises InputError if the files cannot be read or a weight is missing, which transformers alone
-    would fill with random numbers.
+    dtype: float32, or bfloat16 for matrix layers (see precision.py). options go to the class's constructor. Raises InputError if the files
+    cannot be read or a weight is missing, which transformers alone would fill with random numbers.
     """
     from safetensors import SafetensorError
 
+    cls = transformers_class(name)
+    try:
+        model, report = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **options)
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
+        raise InputError(f"{folder}: not a readable text encoder ({str(error).splitlines()[0][:200]})") from None
+    if faults := sorted(str(x) for kind in ("missing_keys", "mismatched_keys") for x in report[kind]):
+        raise InputError(f"{folder}: weights of another text encoder: missing or misshaped {', '.join(faults[:5])}")
+    if dtype == torch.bfloat16:
+        hold_in_bfloat16(model)
+        for parameter in model.parameters():  # what stays float32 would keep the whole file mapped
+            parameter.data = parameter.data.clone()
+    return model.eval().requires_grad_(False).to(device)
+
+
+def transformers_class(name: str) -> Any:
+    """A class of transformers, told to be quiet. Raises InputError where transformers cannot be imported."""
     try:
         import transformers
         from transformers.utils import logging
@@ -57,15 +72,7 @@ def load_model(name: str, folder: Path, device: str, dtype: torch.dtype = torch.
         raise InputError(f"transformers cannot be imported ({error}); if it is torchaudio, install one that fits torch, or none") from error
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    try:
-        model, report = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **options)
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: not a readable text encoder ({str(error).splitlines()[0][:200]})") from None
-    if faults := sorted(str(x) for kind in ("missing_keys", "mismatched_keys") for x in report[kind]):
-        raise InputError(f"{folder}: weights of another text encoder: missing or misshaped {', '.join(faults[:5])}")
-    if dtype == torch.bfloat16:
-        hold_in_bfloat16(model)
-    return model.eval().requires_grad_(False).to(device)
+    return cls
 
 
 def load_tokenizer(path: Path, max_tokens: int) -> Any:

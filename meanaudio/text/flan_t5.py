@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from meanaudio.checkpoint import load_module, read_json
 from meanaudio.precision import computing_in
-from meanaudio.text.files import load_model, load_tokenizer, locate, tokenize
+from meanaudio.text.files import load_tokenizer, locate, tokenize, transformers_class
 
 REPOS = ("google/flan-t5-large",)
 FOLDER = "flan_t5"  # inside a checkpoint
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
+SAME_WEIGHTS = {"encoder.embed_tokens.weight": "shared.weight"}
 
 
 class FlanT5:
@@ -34,7 +36,13 @@ class FlanT5:
 
     @cached_property
     def model(self) -> torch.nn.Module:
-        return load_model("T5EncoderModel", self.files["model.safetensors"].parent, self.device, self.dtype)
+        config = transformers_class("T5Config")(**read_json(self.files["config.json"]))
+        encoder = partial(transformers_class("T5EncoderModel"), config)
+        halve = ("",) if self.dtype == torch.bfloat16 else ()
+        # the published file holds the decoder too; ours, written by `meanaudio convert`, does not
+        return load_module(
+            encoder, self.files["model.safetensors"], finite=False, halve=halve, ignore=("decoder.", "lm_head."), aliases=SAME_WEIGHTS
+        ).to(self.device)
 
     @cached_property
     def tokenizer(self):

@@ -103,7 +103,7 @@ def test_damaged_and_incomplete_weights_are_refused(folder, part):
     state = load_file(path)
     key = next(k for k in state if k.endswith(("SelfAttention.q.weight", "query.weight")) and not k.startswith("decoder"))
     save_file({k: v for k, v in state.items() if k != key}, path, metadata={"format": "pt"})
-    with pytest.raises(InputError, match=f"missing or misshaped {key}"):
+    with pytest.raises(InputError, match=f"missing.* {key}"):
         encoder(folder)(["rain"])
     save_file(state | {key: torch.zeros(2, 2)}, path, metadata={"format": "pt"})
     with pytest.raises(InputError, match=part):
