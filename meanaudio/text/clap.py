@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from meanaudio.precision import computing_in
-from meanaudio.text.files import load_model, load_tokenizer, locate, tokenize
+from meanaudio.text.files import load_encoder, load_tokenizer, locate, tokenize
 
 TOKENIZER_REPOS = ("FacebookAI/roberta-base", "roberta-base")  # its present name, and the one older caches have
 FOLDER = "clap"  # inside a checkpoint
@@ -37,8 +37,8 @@ class ClapText:
 
     @cached_property
     def model(self) -> torch.nn.Module:
-        locate(self.folder, FILES)
-        return load_model("ClapTextModelWithProjection", self.folder, self.device, self.dtype)
+        files = locate(self.folder, FILES)
+        return load_encoder("ClapTextModelWithProjection", "ClapTextConfig", files, self.device, self.dtype)
 
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> Tensor:

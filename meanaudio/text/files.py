@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from meanaudio.checkpoint import load_module, read_json
 from meanaudio.errors import InputError
-from meanaudio.precision import hold_in_bfloat16
 
 
 def locate(folder: Path, names: Sequence[str], repos: Sequence[str] = ()) -> dict[str, Path]:
@@ -39,11 +40,11 @@ def locate(folder: Path, names: Sequence[str], repos: Sequence[str] = ()) -> dic
     raise InputError(f"a text encoder's files are missing: {hint}")
 
 
-def load_model(name: str, folder: Path, device: str, dtype: torch.dtype = torch.float32, **options: Any) -> torch.nn.Module:
-    """The transformers class `name` from the config.json and model.safetensors of `folder`, frozen.
+def load_model(name: str, folder: Path, device: str, **options: Any) -> torch.nn.Module:
+    """The transformers class `name` from the config.json and model.safetensors of `folder`, float32, frozen.
 
-    dtype: float32, or bfloat16 for matrix layers (see precision.py). options go to the class's constructor. Raises InputError if the files
-    cannot be read or a weight is missing, which transformers alone would fill with random numbers.
+    options go to the class's constructor. Raises InputError if the files cannot be read or a weight is missing, which transformers alone
+    would fill with random numbers.
     """
     from safetensors import SafetensorError
 
@@ -54,11 +55,24 @@ def load_model(name: str, folder: Path, device: str, dtype: torch.dtype = torch.
         raise InputError(f"{folder}: not a readable text encoder ({str(error).splitlines()[0][:200]})") from None
     if faults := sorted(str(x) for kind in ("missing_keys", "mismatched_keys") for x in report[kind]):
         raise InputError(f"{folder}: weights of another text encoder: missing or misshaped {', '.join(faults[:5])}")
-    if dtype == torch.bfloat16:
-        hold_in_bfloat16(model)
-        for parameter in model.parameters():  # what stays float32 would keep the whole file mapped
-            parameter.data = parameter.data.clone()
     return model.eval().requires_grad_(False).to(device)
+
+
+def load_encoder(cls: str, config: str, files: Mapping[str, Path], device: str, dtype: torch.dtype, **names: Any) -> torch.nn.Module:
+    """A large encoder: the transformers class `cls` with the class `config` of its config.json, strictly, through `load_module`.
+
+    dtype: float32, or bfloat16 for matrix layers (see precision.py); transformers itself would hold the file's float32 beside them.
+    names: `ignore` and `aliases` of `load_module`.
+    """
+    values = read_json(files["config.json"])
+    try:
+        make = partial(transformers_class(cls), transformers_class(config)(**values))
+        halve = ("",) if dtype == torch.bfloat16 else ()
+        return load_module(make, files["model.safetensors"], finite=False, halve=halve, **names).to(device)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:  # a config that the class cannot be built from
+        raise InputError(f"{files['config.json']}: not a readable text encoder ({str(error).splitlines()[0][:200]})") from None
 
 
 def transformers_class(name: str) -> Any:

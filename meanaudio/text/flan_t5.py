@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from meanaudio.checkpoint import load_module, read_json
 from meanaudio.precision import computing_in
-from meanaudio.text.files import load_tokenizer, locate, tokenize, transformers_class
+from meanaudio.text.files import load_encoder, load_tokenizer, locate, tokenize
 
 REPOS = ("google/flan-t5-large",)
 FOLDER = "flan_t5"  # inside a checkpoint
@@ -36,13 +36,9 @@ class FlanT5:
 
     @cached_property
     def model(self) -> torch.nn.Module:
-        config = transformers_class("T5Config")(**read_json(self.files["config.json"]))
-        encoder = partial(transformers_class("T5EncoderModel"), config)
-        halve = ("",) if self.dtype == torch.bfloat16 else ()
         # the published file holds the decoder too; ours, written by `meanaudio convert`, does not
-        return load_module(
-            encoder, self.files["model.safetensors"], finite=False, halve=halve, ignore=("decoder.", "lm_head."), aliases=SAME_WEIGHTS
-        ).to(self.device)
+        names: dict[str, Any] = {"ignore": ("decoder.", "lm_head."), "aliases": SAME_WEIGHTS}
+        return load_encoder("T5EncoderModel", "T5Config", self.files, self.device, self.dtype, **names)
 
     @cached_property
     def tokenizer(self):
