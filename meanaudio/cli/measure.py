@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -24,6 +25,29 @@ def benchmark(
     from meanaudio.evaluation.benchmark import benchmark as run
 
     print(run(model, duration=duration, steps=steps, repeats=repeats, device=device, dtype=dtype).to_text())
+
+
+@app.command()
+def tag(
+    files: Annotated[list[Path], typer.Argument(help="Sound files.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print of each.")] = 5,
+    extractor: Annotated[str, typer.Option(help="Who listens: yamnet, panns or passt.")] = "yamnet",
+    weights: Annotated[Optional[Path], typer.Option(help="The extractor's weights file, where it comes with no package.")] = None,
+    device: Device = None,
+) -> None:
+    """Say what is heard in sound files: the classes of highest score."""
+    from meanaudio.evaluation.extractors import make_extractor
+    from meanaudio.evaluation.tag import tag_files
+    from meanaudio.pipeline import resolve_device
+
+    listener = make_extractor(extractor, weights=weights, device=str(resolve_device(device)))
+    unreadable: list[str] = []
+    for path, classes in tag_files(files, listener, top=top, on_error=lambda path, message: unreadable.append(message)):
+        print(f"{path}: " + ", ".join(f"{name} {score:.2f}" for name, score in classes))
+    for message in unreadable:
+        print(f"error: {message}", file=sys.stderr)
+    if unreadable:
+        raise typer.Exit(2)
 
 
 @app.command("benchmark-training")

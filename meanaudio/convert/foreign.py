@@ -18,10 +18,13 @@ from meanaudio.errors import InputError
 # Pairs (theirs, ours), replaced in this order; "^" binds a pair to the beginning of the name. Read backwards, they lead back.
 Names = Sequence[tuple[str, str]]
 
-# What LAION's training files hold beside tensors: numbers that numpy wrote, under its old and its new name. None of these runs code.
-_SCALAR = np.float64(0).__reduce__()[0]
+# What training files hold beside tensors: numbers (LAION's) and arrays (PANNs') that numpy wrote, under its old and its new name. None of
+# these runs code.
+_SCALAR, _ARRAY = (x.__reduce__()[0] for x in (np.float64(0), np.zeros(0)))
 _NUMBERS: list[Any] = [
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    np.ndarray,
     np.dtype,
     type(np.dtype("f4")),
     type(np.dtype("f8")),

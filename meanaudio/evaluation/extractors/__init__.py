@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
-
-from torch import Tensor
 
 from meanaudio.errors import InputError
+from meanaudio.evaluation.extractors.clap import Clap
+from meanaudio.evaluation.extractors.latents import Latents
+from meanaudio.evaluation.extractors.panns import Panns
+from meanaudio.evaluation.extractors.passt import Passt
+from meanaudio.evaluation.extractors.protocol import ClipFeatures, Extractor
+from meanaudio.evaluation.extractors.vggish import Vggish
+from meanaudio.evaluation.extractors.yamnet import YamNet
 
+__all__ = ["EXTRACTORS", "ClipFeatures", "Extractor", "make_extractor"]
 
-@dataclass(frozen=True)
-class ClipFeatures:
-    """What an extractor says of one clip, float32 on the CPU.
-
-    embeddings: [F, D]; one row where the metric takes one vector a clip, a row a frame where it pools all frames.
-    logits: [K] before softmax or sigmoid, None for an extractor without classes.
-    """
-
-    embeddings: Tensor
-    logits: Tensor | None
-
-
-class Extractor(Protocol):
-    """fingerprint: sha256 over the weights and our preprocessing's version, so that stored features are never silently stale.
-
-    classes: names of the K logits, or None. multi_label: the logits are for sigmoids, not for one softmax.
-    """
-
-    name: str
-    sample_rate: int
-    dim: int
-    classes: tuple[str, ...] | None
-    multi_label: bool
-    fingerprint: str
-
-    def __call__(self, clips: Sequence[Tensor]) -> list[ClipFeatures]:
-        """clips: mono [N_i] at `sample_rate`, in [-1, 1], of any lengths."""
-        ...
-
-
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {}
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+    "yamnet": YamNet,
+    "panns": Panns,
+    "vggish": Vggish,
+    "passt": Passt,
+    "clap": Clap,
+    "latents": Latents,
+}
 
 
 def make_extractor(name: str, *, weights: Path | None = None, device: str = "cpu") -> Extractor:
-    """Build the extractor called `name`. weights: its file, for those whose weights come with no package."""
+    """Build the extractor called `name`. weights: its file or folder, for those whose weights come with no package; see each one's file."""
     if name not in EXTRACTORS:
         raise InputError(f"unknown extractor {name!r}: must be one of {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name](weights=weights, device=device)
