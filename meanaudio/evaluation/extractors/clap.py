@@ -3,7 +3,8 @@
 Weights: a folder with the files of a Hugging Face repository whose architecture is ClapModel: config.json, model.safetensors (or
 pytorch_model.bin), preprocessor_config.json, tokenizer.json; or such a repository's name, if it is in the local Hugging Face cache. Some
 are laion/clap-htsat-unfused, laion/clap-htsat-fused and laion/larger_clap_general (all Apache-2.0). Nothing is downloaded here. Which of
-them it was is part of the number: the hash of its weights goes into the fingerprint. Never run on real weights here.
+them it was is part of the number: the hash of its weights goes into the fingerprint. Never run on real weights here: see
+docs/extractors.md.
 """
 
 from __future__ import annotations

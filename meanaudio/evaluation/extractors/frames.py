@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,12 +22,8 @@ def htk_mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_m
     As in TensorFlow and Kaldi; librosa and torchaudio draw theirs straight in Hz.
     """
 
-    def to_mel(hz: Tensor) -> Tensor:
-        return 1127 * torch.log1p(hz / 700)
-
-    mel = to_mel(torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64))[:, None]
-    lowest, highest = to_mel(torch.tensor([f_min, f_max], dtype=torch.float64)).tolist()
-    edges = torch.linspace(lowest, highest, n_mels + 2, dtype=torch.float64)
+    mel = 1127 * torch.log1p(torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64) / 700)[:, None]
+    edges = torch.linspace(1127 * math.log1p(f_min / 700), 1127 * math.log1p(f_max / 700), n_mels + 2, dtype=torch.float64)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     return torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(0).float()
 

@@ -3,7 +3,8 @@
 Weights: Cnn14_16k_mAP=0.438.pth (358,668,570 bytes) from https://zenodo.org/records/3987831 (code MIT, weights CC BY 4.0), with the sha256
 below (the same in several independent projects, two of which compared the file with Zenodo's MD5). Class names: if AudioSet's
 class_labels_indices.csv (columns index, mid, display_name) lies beside the weights, they are read from there.
-Names and order of the layers, front end: [code of audioset_tagging_cnn and torchlibrosa]. Never run on the real weights here.
+Names and order of the layers, front end: [code of audioset_tagging_cnn and torchlibrosa]. Equal to the authors' code on
+random weights; never run on the real ones here: see docs/extractors.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Weights: passt-s-f128-p16-s10-ap.476-swa.pt (344,665,734 bytes) from
 https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/passt-s-f128-p16-s10-ap.476-swa.pt (Apache-2.0), with the sha256 below
 (the same in several independent projects). Class names: see panns.py. Names and order of the layers, front end: [code of passt_hear21, its
-"base" model]. Never run on the real weights here.
+"base" model]. Equal to the authors' code on random weights; never run on the real ones here: see docs/extractors.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Weights: vggish-10086976.pth (288,567,937 bytes), Google's in PyTorch's form, from
 https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth (code Apache-2.0). Its sha256 is not known here, so it
 is not checked; it goes into the fingerprint. By PyTorch's habit the eight letters in the name are how it begins.
-Names and order of the layers, front end: [code of torchvggish]. Never run on the real weights here.
+Names and order of the layers, front end: [code of torchvggish]. Equal to torchvggish on random weights; never run on
+the real ones here: see docs/extractors.md.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Vggish:
 
     @torch.inference_mode()
     def __call__(self, clips: Sequence[Tensor]) -> list[ClipFeatures]:
+        if not clips:
+            return []
         patches = [self.patches(at_least(clip.to(self.device), PATCH_SAMPLES)) for clip in clips]
         embeddings = torch.cat([self.network(part).float().cpu() for part in torch.cat(patches).split(BATCH)])
         return [ClipFeatures(rows, None) for rows in embeddings.split([len(p) for p in patches])]

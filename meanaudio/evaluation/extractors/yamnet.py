@@ -98,6 +98,8 @@ class YamNet:
 
     @torch.inference_mode()
     def __call__(self, clips: Sequence[Tensor]) -> list[ClipFeatures]:
+        if not clips:
+            return []
         patches = [self.patches(whole_frames(clip.to(self.device))) for clip in clips]
         parts = [self.network(part) for part in torch.cat(patches).split(BATCH)]
         embeddings, logits = (torch.cat(x).float().cpu().split([len(p) for p in patches]) for x in zip(*parts, strict=True))
