@@ -27,6 +27,8 @@ Reader = Callable[[bytes, str], Members]
 MAX_MEMBER = 1 << 29  # bytes: a small file that unpacks to more than this is an attack, not a sound set
 MAX_ENTRIES = 1 << 17
 MAX_DEPTH = 32
+# zipfile checks little of what it reads: a wrong offset or method comes out as any of these
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, LookupError, ValueError, RuntimeError, EOFError, OSError)
 
 C4_HEADER = 204
 C4_ENTRY = 316
@@ -177,19 +179,17 @@ def read_zip(data: bytes, where: str) -> Members:
                 yield _safe(info.filename, where), archive.read(info)
     except InputError:
         raise
-    # zipfile checks little of what it reads: a wrong offset or method comes out as any of these
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        struct.error,
-        LookupError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        OSError,
-    ) as error:
+    except ZIP_ERRORS as error:
         raise InputError(f"{where}: broken container: {error}") from error
+
+
+def read_zip_member(path: Path, name: str, most: int) -> bytes:
+    """The first `most` bytes of the member `name` of a zip or wheel; the rest is not unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+            return file.read(most)
+    except ZIP_ERRORS as error:
+        raise InputError(f"{path}: cannot read {name} from it: {error}") from error
 
 
 CONTAINERS: dict[str, Reader] = {

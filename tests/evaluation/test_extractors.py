@@ -69,6 +69,8 @@ def test_a_clip_is_heard_the_same_alone_and_among_others(make, name):
         if found.logits is not None:
             assert found.logits.shape == (527,)
             torch.testing.assert_close(found.logits, alone.logits, atol=1e-4, rtol=1e-4)
+    assert not any(features.embeddings.requires_grad or features.embeddings.is_inference() for features in together)
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # as before
     assert (together[1].embeddings - together[3].embeddings).abs().max() > 1e-5  # another clip, other features
     assert extractor(clips[:0]) == []
 

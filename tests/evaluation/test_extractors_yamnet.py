@@ -11,7 +11,7 @@ from fakes import normals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meanaudio.data.packages import cache_folder
+from meanaudio.convert.hub import cache_folder
 from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors import make_extractor, yamnet
 from meanaudio.evaluation.extractors.bundle import read_bundle

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from meanaudio.checkpoint import file_hash
 from meanaudio.errors import InputError
-from meanaudio.evaluation.extractors.frames import equal_windows
+from meanaudio.evaluation.extractors.frames import equal_windows, exactly
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
 from meanaudio.evaluation.extractors.weights import fingerprint
 from meanaudio.text.files import load_model, load_tokenizer, tokenize
@@ -53,7 +53,7 @@ class Clap:
         file = next(self.folder / name for name in WEIGHTS if (self.folder / name).is_file())
         self.fingerprint = fingerprint(self.name, VERSION, *(file_hash(path) for path in (file, *(self.folder / x for x in FILES))))
 
-    @torch.inference_mode()
+    @exactly()
     def __call__(self, clips: Sequence[Tensor]) -> list[ClipFeatures]:
         windows = [equal_windows(clip.cpu(), self.preprocess.nb_max_samples) for clip in clips]
         flat = [row.numpy() for rows in windows for row in rows]
@@ -69,7 +69,7 @@ class Clap:
         pooled = self.model.audio_model(input_features=mel.float().to(self.device), is_longer=longer).pooler_output
         return torch.nn.functional.normalize(self.model.audio_projection(pooled).float().cpu(), dim=-1)
 
-    @torch.inference_mode()
+    @exactly()
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Unit vectors [B, D] on the CPU; captions are cut to 77 tokens with a warning."""
         found = []

@@ -1,9 +1,11 @@
-"""What several extractors do to a clip: cut it, pad it, and turn it into log-mel patches."""
+"""What several extractors do: cut and pad clips, turn them into log-mel patches, send them through a network exactly."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,19 @@ def equal_windows(audio: Tensor, size: int) -> Tensor:
         return audio[None]
     starts = [*range(0, len(audio) - size, size), len(audio) - size]
     return torch.stack([audio[start : start + size] for start in starts])
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """No gradients, and convolutions in float32 proper: on CUDA they round to TF32 otherwise, and features would depend on the device."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision
+    cudnn.conv.fp32_precision = "ieee"
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        cudnn.conv.fp32_precision = before
 
 
 def listen(

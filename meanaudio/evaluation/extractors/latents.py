@@ -16,7 +16,7 @@ from meanaudio.checkpoint import file_hash, read_json
 from meanaudio.codec.codec import VAE_FILE, load_codec
 from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
-from meanaudio.evaluation.extractors.frames import at_least
+from meanaudio.evaluation.extractors.frames import at_least, exactly
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
 from meanaudio.evaluation.extractors.weights import fingerprint
 from meanaudio.evaluation.latents import summary
@@ -44,7 +44,7 @@ class Latents:
         self.device = device
         self.fingerprint = fingerprint(self.name, VERSION, file_hash(folder / VAE_FILE), str(config.latent_mean), str(config.latent_std))
 
-    @torch.inference_mode()
+    @exactly()
     def __call__(self, clips: Sequence[Tensor]) -> list[ClipFeatures]:
         shortest = 4 * self.codec.spec.samples_per_latent
         features = []

