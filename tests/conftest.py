@@ -1,9 +1,11 @@
-"""Fixtures: a tiny checkpoint with random weights, a tiny manifest of synthetic sounds, and a text encoder without weights."""
+"""Fixtures: the command line, a tiny checkpoint with random weights, a tiny manifest of tones, a text encoder without weights."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from fakes import LATENT_DIM, TINY_CODEC, WordHash, fill, tiny_network
 from meanaudio import text
 from meanaudio.audio import save_audio
 from meanaudio.checkpoint import file_hash, save_weights, write_json
+from meanaudio.cli import main
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, make_vae, make_vocoder
 from meanaudio.config import CheckpointConfig, TextConfig
 from meanaudio.models.transformer import NETWORK_FILE, make_network
@@ -66,3 +69,21 @@ def tiny_manifest(tmp_path_factory) -> Path:
     path = folder / "manifest.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["meanaudio", *map(str, args)])
+        code = 0
+        with warnings.catch_warnings():
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from meanaudio.audio import read_metadata
-from meanaudio.cli import main
 from meanaudio.generate import file_stem
 from meanaudio.pack import pack
 from meanaudio.pipeline import MeanAudio
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["meanaudio", *map(str, args)])
-        code = 0
-        with warnings.catch_warnings():
-            try:
-                main()
-            except SystemExit as end:
-                code = end.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def listing(folder: Path) -> dict[str, bytes]:

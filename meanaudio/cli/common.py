@@ -6,6 +6,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from meanaudio.errors import InputError
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Text to audio in one network evaluation."
 )
@@ -16,4 +18,17 @@ Model = Annotated[str, typer.Option("--model", "-m", help="A checkpoint's name o
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps; the best there is if left out.")]
 Dtype = Annotated[Optional[str], typer.Option(help="float32 or bf16; bf16 on CUDA and float32 elsewhere if left out.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Columns = Annotated[Optional[list[str]], typer.Option("--column", help="field=COLUMN of the table, such as caption=text; may be repeated.")]
+Workers = Annotated[Optional[int], typer.Option(help="Files read at once; as many as there are cores if left out.")]
 Set = Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; may be repeated.")]
+
+
+def columns_of(given: Optional[list[str]]) -> dict[str, str | None]:
+    """`field=COLUMN` options as the readers want them; nothing behind the sign leaves the field out."""
+    columns: dict[str, str | None] = {}
+    for text in given or []:
+        field, sign, column = text.partition("=")
+        if not sign:
+            raise InputError(f"--column {text!r}: must be field=COLUMN, such as caption=text")
+        columns[field.strip()] = column.strip() or None
+    return columns

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from meanaudio.cli.common import Quiet, data_app
+from meanaudio.cli.common import Columns, Quiet, Workers, columns_of, data_app
 
 
 @data_app.command()
@@ -35,14 +35,72 @@ def sounds(
     print(summary.to_text())
 
 
+@data_app.command("import")
+def import_(
+    format_: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="audiocaps, meanaudio, clotho, wavcaps, table or folder; see docs/data.md.")
+    ],
+    tables: Annotated[list[Path], typer.Argument(metavar="TABLE", help="The published table or tables, or a folder of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The manifest to write, a .jsonl file.")],
+    audio: Annotated[Optional[Path], typer.Option("--audio", "-a", help="Folder of the sounds; the table's if left out.")] = None,
+    split: Annotated[
+        Optional[str], typer.Option(help="Split of all rows; a column or the table's name (train, val, test, …) tells it if left out.")
+    ] = None,
+    ids: Annotated[Optional[Path], typer.Option(help="Take only the rows in this list of ids.")] = None,
+    test_ids: Annotated[Optional[Path], typer.Option(help='Split "test" is exactly the rows in this list of ids.')] = None,
+    exclude: Annotated[Optional[list[Path]], typer.Option(help="Leave out the rows in this list of ids; may be repeated.")] = None,
+    pattern: Annotated[
+        Optional[list[str]],
+        typer.Option(help="What sounds are called, such as '{youtube_id}_{start_time}.wav'; may be repeated, best first."),
+    ] = None,
+    column: Columns = None,
+    source: Annotated[Optional[str], typer.Option(help="What the clips come from; for wavcaps, which of its sources.")] = None,
+    clips: Annotated[bool, typer.Option("--clips", help="The sounds are cut already: starts in the table are not used.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at a sound that cannot be used, instead of listing it.")] = False,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a published table and a folder of sounds into a manifest, and list what is missing."""
+    from meanaudio.data.importer import import_tables
+
+    summary = import_tables(
+        format_,
+        tables,
+        out,
+        audio,
+        split=split,
+        ids=ids,
+        test_ids=test_ids,
+        exclude=exclude or [],
+        patterns=pattern or [],
+        columns=columns_of(column),
+        source=source,
+        clips=clips,
+        strict=strict,
+        workers=workers,
+        progress=not quiet,
+    )
+    print(summary.to_text())
+
+
 @data_app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(help="manifest.jsonl, a csv/tsv/jsonl table, or a folder of clip.wav + clip.txt.")],
+    out: Annotated[
+        Optional[Path], typer.Option("--out", "-o", help="Write a manifest of the usable clips, and a list of the others.")
+    ] = None,
+    column: Columns = None,
+    all_: Annotated[bool, typer.Option("--all", help="Print every problem, not the first of each kind.")] = False,
+    workers: Workers = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Count a manifest's clips and list everything that is wrong with them."""
-    from meanaudio.data.manifest import check_manifest
+    """Decode a manifest's clips to their end, count them and list everything that is wrong with them."""
+    from meanaudio.data.check import check_manifest
+    from meanaudio.data.left_out import left_out_path
 
-    report = check_manifest(manifest)
-    print(report.to_text())
-    if not report.ok:
+    report = check_manifest(manifest, columns_of(column), out=out, workers=workers, progress=not quiet)
+    print(report.to_text(None if all_ else 20))
+    if out is not None:
+        print(f"{out}: {report.clips - len(report.unusable)} usable clips; the {len(report.unusable)} others are in {left_out_path(out)}")
+    elif not report.ok:
         raise typer.Exit(2)

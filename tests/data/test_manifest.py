@@ -1,30 +1,17 @@
-"""Manifests: every shape gives the same clips, errors name file, line and value, the check finds what is wrong."""
+"""Manifests: every shape gives the same clips, errors name file, line and value, what is written is read back."""
 
 from __future__ import annotations
 
 import json
 import os
 
-import numpy as np
 import pytest
-import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from small_files import tone, write
 
-from meanaudio.data.manifest import Clip, check_manifest, read_manifest, write_manifest
+from meanaudio.data.manifest import Clip, read_manifest, write_manifest
 from meanaudio.errors import InputError
-
-
-def write(path, text):
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def tone(path, seconds=0.5, rate=8000, level=0.5, channels=1, frequency=440):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    wave = level * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)
-    soundfile.write(path, np.repeat(wave[:, None], channels, 1), rate, subtype="FLOAT" if path.suffix == ".wav" else None)
-    return path
 
 
 def brief(clips):
@@ -125,45 +112,3 @@ def test_what_is_written_is_read_back(tmp_path_factory, rows):
     assert read_manifest(folder) == clips
     assert json.loads((folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[0])["audio"] == "audio/0.wav"
     assert os.listdir(folder) == ["manifest.jsonl"]
-
-
-def test_check_finds_what_is_wrong(tmp_path):
-    tone(tmp_path / "good.wav", 1.0)
-    tone(tmp_path / "twin.flac", 0.5, 16000, channels=2)
-    tone(tmp_path / "again.flac", 0.5, 16000, channels=2)
-    tone(tmp_path / "silent.wav", level=0)
-    tone(tmp_path / "clipped.wav", level=3)
-    tone(tmp_path / "short.wav", seconds=0.05, frequency=300)
-    (tmp_path / "bad.wav").write_bytes(b"RIFF no sound")
-    soundfile.write(tmp_path / "nan.wav", np.full(8000, np.nan), 8000, subtype="FLOAT")
-    names = ["good.wav", "good.wav", "twin.flac", "again.flac", "silent.wav", "clipped.wav", "short.wav", "bad.wav", "nan.wav", "gone.wav"]
-    rows = [{"id": str(i), "audio": name, "caption": "x"} for i, name in enumerate(names)]
-    rows.append({"id": "late", "audio": "good.wav", "caption": "y", "start": 0.8, "duration": 0.5, "split": "test"})
-    path = write(tmp_path / "m.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    report = check_manifest(path)
-    assert {kind: [line.split(":")[0] for line in lines] for kind, lines in report.problems.items()} == {
-        "duplicated": ["3"],
-        "silent": ["4"],
-        "clipped": ["5"],
-        "too short": ["6"],
-        "unreadable": ["7"],
-        "not finite": ["8"],
-        "missing": ["9"],
-        "past its end": ["late"],
-    }
-    assert not report.ok
-    assert report.rates == {8000: 5, 16000: 2}
-    assert report.channels == {1: 5, 2: 2}
-    assert report.splits["train"][0] == 10
-    assert "gone.wav" in report.to_text()
-    assert "NOT usable" in report.to_text()
-
-
-def test_check_of_a_good_manifest(tmp_path):
-    tone(tmp_path / "a.wav", 1.8)
-    report = check_manifest(write(tmp_path / "m.csv", "audio,caption\na.wav,x\na.wav,y\n"))
-    assert report.ok
-    assert not report.problems
-    assert (report.clips, report.files, report.captions) == (2, 1, 2)
-    assert report.hours == pytest.approx(0.001)
-    assert "2.00 clips a file" in report.to_text()

@@ -16,7 +16,8 @@ import torch
 from meanaudio.audio import load_audio
 from meanaudio.data import packages
 from meanaudio.data import sounds as module
-from meanaudio.data.manifest import check_manifest, read_manifest
+from meanaudio.data.check import check_manifest
+from meanaudio.data.manifest import read_manifest
 from meanaudio.data.sounds import Sound, assign_splits, build_corpus, choose, read_table
 from meanaudio.errors import InputError
 
