@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Annotated, Optional
 
 import typer
+from typer.core import TyperCommand
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Text to audio in one network evaluation."
@@ -17,3 +19,25 @@ Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps; the
 Dtype = Annotated[Optional[str], typer.Option(help="float32 or bf16; bf16 on CUDA and float32 elsewhere if left out.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Set = Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; may be repeated.")]
+
+
+class Lists(TyperCommand):
+    """A command whose repeatable options take several values at once: `--steps 1 2 5` is `--steps 1 --steps 2 --steps 5`.
+
+    Only for commands without positional arguments, whose words could not be told from an option's values.
+    """
+
+    def parse_args(self, ctx, args):
+        lists = {name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts}
+        spelled: list[str] = []
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            values = list(takewhile(lambda x: not _is_option(x), rest)) if word in lists else []
+            spelled += [x for value in values for x in (word, value)] or [word]
+            del rest[: len(values)]
+        return super().parse_args(ctx, spelled)
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and not word[1:2].isdigit()  # -1 is a value, which the verb refuses by itself
