@@ -22,7 +22,7 @@ from meanaudio.config import CheckpointConfig, TrainConfig, parse
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.errors import InputError
 from meanaudio.evaluation.first_sound import first_sound
-from meanaudio.evaluation.probe import Memory, machine_facts, matmul_rate, synchronise
+from meanaudio.evaluation.probe import Memory, machine_facts, matmul_rate, seconds_waited, synchronise
 from meanaudio.evaluation.stages import Meter, Setting, make_clips, watched
 from meanaudio.evaluation.timings import Repeats, Report, summarise
 from meanaudio.models.transformer import make_network
@@ -142,10 +142,12 @@ class _Bench:
         getattr(self.pipeline, "forget_text", lambda: None)()
         make_clips(self.pipeline, setting, self.texts(setting, number), number, self.folder, stage)
 
-    def seconds(self, setting: Setting, number: int) -> float:
-        start = self.read()
+    def plain(self, setting: Setting, number: int) -> tuple[float, float | None]:
+        """Seconds, and those of them spent waiting for a core."""
+        waited, start = seconds_waited(), self.read()
         self.generate(setting, number)
-        return self.read() - start
+        seconds, until = self.read() - start, seconds_waited()
+        return seconds, None if waited is None or until is None else until - waited
 
     def watch(self, setting: Setting, number: int) -> Meter:
         meter = Meter(self.read)
@@ -200,13 +202,15 @@ def _time(
         for number in range(repeats):
             for one in found:
                 memory.restart()
-                if number % 2 == 0:
-                    one.plain.append(bench.seconds(one.setting, number))
-                meter = bench.watch(one.setting, number)
-                one.watched.append(meter.totals())
-                one.evaluations += meter.amounts["network"]
-                if number % 2 == 1:
-                    one.plain.append(bench.seconds(one.setting, number))
+                for watching in (number % 2 == 1, number % 2 == 0):  # which goes first changes
+                    if watching:
+                        meter = bench.watch(one.setting, number)
+                        one.watched.append(meter.totals())
+                        one.evaluations += meter.amounts["network"]
+                    else:
+                        seconds, waited = bench.plain(one.setting, number)
+                        one.plain.append(seconds)
+                        one.waited.append(waited)
                 one.memory.append((memory.peak_device(), memory.peak_host()))
                 bar.update(2)
     for message in dict.fromkeys(str(warning.message) for warning in told):  # each once, not at every generation

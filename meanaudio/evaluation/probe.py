@@ -23,6 +23,13 @@ def synchronise(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def seconds_waited() -> float | None:
+    """Seconds that this thread has stood ready to run while other work had the cores; None where the system does not tell (not Linux)."""
+    with suppress(OSError, IndexError, ValueError):
+        return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) * 1e-9
+    return None
+
+
 def matmul_rate(device: torch.device, dtype: torch.dtype, *, largest: int = 8192, longest: float = 0.5) -> float:
     """FLOP/s of the best product of two random square matrices, sizes doubling from 256 to `largest`.
 
@@ -119,14 +126,15 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_products": torch.backends.mkldnn.matmul.fp32_precision,
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts |= {
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
-            "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+            "float32_products": torch.backends.cuda.matmul.fp32_precision,
+            "float32_convolutions": torch.backends.cudnn.conv.fp32_precision,
             "device_memory": properties.total_memory,
             "compute_capability": f"{properties.major}.{properties.minor}",
         }

@@ -18,6 +18,7 @@ from meanaudio.evaluation.stages import STAGES, Setting
 from meanaudio.plots import save_shares
 
 FORMAT = 1
+BUSY = 0.05  # share of the time waited for a core from which on a timing says more of the machine's other work than of ours
 PAPER_RTF = 0.013  # MeanAudio-S-AC, one step, one RTX 3090 (arXiv 2508.06098)
 
 
@@ -62,7 +63,9 @@ class Result:
 
     rtf, mean_rtf: median and mean seconds over the seconds of sound made. evaluation: seconds of one network evaluation;
     evaluations: of them a generation. overhead: median, over pairs, of a watched generation's time over the plain one's beside it, minus 1.
-    drift: the second half's median over the first half's, minus 1; None for fewer than 4 repeats. Memory in bytes.
+    drift: the second half's median over the first half's, minus 1; None for fewer than 4 repeats.
+    waited: share of the time that the calling thread waited for a core that other work had; None where the system does not tell.
+    Memory in bytes.
     """
 
     setting: Setting
@@ -76,19 +79,23 @@ class Result:
     evaluations: float
     overhead: float
     drift: float | None
+    waited: float | None
     device_memory: int | None
     host_memory: int | None
 
 
 @dataclass
 class Repeats:
-    """What was read of one setting, in order: seconds of plain generations, stage -> seconds of watched ones, seconds of every network
-    evaluation, (device, host) bytes of memory at most. flops: stage -> operations of one generation.
+    """What was read of one setting, in order: seconds of plain generations, of them those waited for a core (None if not known), stage ->
+    seconds of watched generations, seconds of every network evaluation, (device, host) bytes of memory at most.
+
+    flops: stage -> operations of one generation.
     """
 
     setting: Setting
     flops: Mapping[str, float]
     plain: list[float] = field(default_factory=list)
+    waited: list[float | None] = field(default_factory=list)
     watched: list[Mapping[str, float]] = field(default_factory=list)
     evaluations: list[float] = field(default_factory=list)
     memory: list[tuple[int | None, int | None]] = field(default_factory=list)
@@ -110,6 +117,7 @@ def summarise(found: Repeats, peaks: Mapping[str, float]) -> Result:
         stages[name] = Stage(times, sum(seconds) / all_stages, count, peak_share)
     half = len(plain) // 2
     drift = statistics.median(plain[half:]) / statistics.median(plain[:half]) - 1 if half >= 2 else None
+    waited = [seconds for seconds in found.waited if seconds is not None] or None
     device, host = (max((x for x in most if x is not None), default=None) for most in zip(*found.memory, strict=True))
     return Result(
         setting=setting,
@@ -123,6 +131,7 @@ def summarise(found: Repeats, peaks: Mapping[str, float]) -> Result:
         evaluations=len(found.evaluations) / len(watched),
         overhead=statistics.median(sum(run.values()) / seconds for run, seconds in zip(watched, plain, strict=True)) - 1,
         drift=drift,
+        waited=None if waited is None else sum(waited) / sum(plain),
         device_memory=device,
         host_memory=host,
     )
@@ -159,14 +168,16 @@ class Report:
         return "\n".join(lines)
 
     def _speed(self) -> str:
-        rows = [["#", "setting", "median ms", "p90 ms", "mean ms", "spread", "drift", "RTF", "clips/s", "device MB", "host MB"]]
+        rows = [["#", "setting", "median ms", "p90 ms", "mean ms", "spread", "drift", "waited", "RTF", "clips/s", "device MB", "host MB"]]
         for i, r in enumerate(self.results, 1):
             t = r.end_to_end
-            drift = "-" if r.drift is None else f"{r.drift:+.1%}"
+            noise = [f"±{t.spread:.1%}", "-" if r.drift is None else f"{r.drift:+.1%}", "-" if r.waited is None else f"{r.waited:.1%}"]
             memory = ["-" if m is None else f"{m / 1e6:.0f}" for m in (r.device_memory, r.host_memory)]
             times = [f"{x * 1e3:.1f}" for x in (t.median, t.p90, t.mean)]
-            rows.append([str(i), str(r.setting), *times, f"±{t.spread:.1%}", drift, f"{r.rtf:.4f}", f"{r.clips_per_second:.3g}", *memory])
-        return "end to end: prompts in, wav files out\n" + _aligned(rows)
+            rows.append([str(i), str(r.setting), *times, *noise, f"{r.rtf:.4f}", f"{r.clips_per_second:.3g}", *memory])
+        busy = max((r.waited for r in self.results if r.waited is not None), default=0)
+        note = f"\nBUSY: other work had the cores {busy:.0%} of the time; these times are too long" if busy > BUSY else ""
+        return f"end to end: prompts in, wav files out\n{_aligned(rows)}{note}"
 
     def _stages(self) -> str:
         rows = [["#", *STAGES, "an evaluation", "watched/plain"]]
@@ -217,10 +228,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is kept of an earlier report: a line that says which, and its end-to-end times."""
+    """What is kept of an earlier report: a line that says which, its end-to-end times, and the share of them waited for a core."""
 
     head: str
-    times: dict[Setting, Times]
+    times: dict[Setting, tuple[Times, float | None]]
 
 
 def read_earlier(path: Path) -> Earlier:
@@ -232,21 +243,21 @@ def read_earlier(path: Path) -> Earlier:
         facts = values["facts"]
         what = f"{facts['model']} (sha256 {facts['model_hash'][:12]}) on {facts['device_name']}"
         head = f"{path}: {what}, {facts['threads']} thread(s), {facts['date']}"
-        return Earlier(head, {Setting(**r["setting"]): Times(**r["end_to_end"]) for r in values["results"]})
+        return Earlier(head, {Setting(**r["setting"]): (Times(**r["end_to_end"]), r["waited"]) for r in values["results"]})
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not a benchmark's JSON ({type(error).__name__}: {error})") from None
 
 
 def compare(report: Report, earlier: Earlier) -> str:
     """Medians now over medians then, for every setting. Two runs agree where each median lies between p10 and p90 of the other."""
-    rows = [["setting", "median ms", "then", "ratio", "within p10-p90"]]
+    rows = [["setting", "median ms", "then", "ratio", "within p10-p90", "waited", "then"]]
     for r in report.results:
-        now, then = r.end_to_end, earlier.times.get(r.setting)
+        now, (then, waited) = r.end_to_end, earlier.times.get(r.setting, (None, None))
         cells = ["-", "-", "not measured then"]
         if then is not None:
             agree = then.p10 <= now.median <= then.p90 and now.p10 <= then.median <= now.p90
             cells = [f"{then.median * 1e3:.1f}", f"{now.median / then.median:.3f}", "yes" if agree else "no"]
-        rows.append([str(r.setting), f"{now.median * 1e3:.1f}", *cells])
+        rows.append([str(r.setting), f"{now.median * 1e3:.1f}", *cells, *("-" if w is None else f"{w:.1%}" for w in (r.waited, waited))])
     return f"against {earlier.head}\n{_aligned(rows)}"
 
 
