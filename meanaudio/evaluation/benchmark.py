@@ -84,14 +84,15 @@ def benchmark(
         "model": folder.name, "model_hash": folder_hash(folder), "trained_seconds": trained, "repeats": repeats, "warm_up": warm_up,
         "prompts_hash": hashlib.sha256("\n".join(prompts).encode()).hexdigest(), "flops": COUNTED, "memory": Memory(where).how,
     }  # fmt: skip
+    ways = list(itertools.product(dict.fromkeys(dtype), (False, True) if compile else (False,)))
+    wanted = list(dict.fromkeys(Setting(b, s, d, *way) for way in ways for d in duration for b in batch for s in steps))
+    colds = [first_sound(folder, str(where), Setting(1, steps[0], duration[0], *way), prompts[0], cold) for way in ways if cold]
     rates = {name: {"before": matmul_rate(where, DTYPES[name])} for name in dict.fromkeys(["float32", *dtype])}
-    colds, found = [], []
-    for kind, compiled in itertools.product(dict.fromkeys(dtype), (False, True) if compile else (False,)):
-        settings = list(dict.fromkeys(Setting(b, s, d, kind, compiled) for d in duration for b in batch for s in steps))
-        if cold:
-            colds.append(first_sound(folder, str(where), vars(settings[0]) | {"batch": 1}, prompts[0], cold))
+    found = []
+    for kind, compiled in ways:
         pipeline = MeanAudio.from_pretrained(folder, device=str(where), dtype=kind, **({"compile": True} if compiled else {}))
         facts |= {"parameters": _parameters(pipeline), "text_encoder": pipeline.encoder.fingerprint}
+        settings = [setting for setting in wanted if (setting.dtype, setting.compile) == (kind, compiled)]
         found += _time(pipeline, settings, prompts, repeats, warm_up, clock, quiet)
         del pipeline  # one at a time in memory
     for name, rate in rates.items():

@@ -126,7 +126,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "float32_products": torch.backends.mkldnn.matmul.fp32_precision,
+        "float32_products": torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -134,7 +134,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
             "float32_products": torch.backends.cuda.matmul.fp32_precision,
-            "float32_convolutions": torch.backends.cudnn.conv.fp32_precision,
+            "float32_convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
             "device_memory": properties.total_memory,
             "compute_capability": f"{properties.major}.{properties.minor}",
         }
