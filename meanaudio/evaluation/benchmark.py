@@ -86,7 +86,7 @@ def benchmark(
     }  # fmt: skip
     ways = list(itertools.product(dict.fromkeys(dtype), (False, True) if compile else (False,)))
     wanted = list(dict.fromkeys(Setting(b, s, d, *way) for way in ways for d in duration for b in batch for s in steps))
-    colds = [first_sound(folder, str(where), Setting(1, steps[0], duration[0], *way), prompts[0], cold) for way in ways if cold]
+    colds = [first_sound(folder, str(where), vars(Setting(1, steps[0], duration[0], *way)), prompts[0], cold) for way in ways if cold]
     rates = {name: {"before": matmul_rate(where, DTYPES[name])} for name in dict.fromkeys(["float32", *dtype])}
     found = []
     for kind, compiled in ways:

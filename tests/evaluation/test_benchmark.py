@@ -373,6 +373,26 @@ def test_the_median_run_of_an_even_number_is_one_that_was(monkeypatch, tmp_path)
     assert (found.median, found.phases["vae"], found.phases["python"]) == (6.0, 3.0, 3.0)
 
 
+def test_cold_processes_make_one_clip_of_the_first_setting(clock, monkeypatch, tiny_checkpoint, fast_text):
+    asked = []
+
+    def run(request, errors):
+        asked.append(json.loads(request))
+        return 3.0, {"phases": dict.fromkeys(["imports", "loading", *STAGES], 0.25), "host_memory": 5_000_000}
+
+    monkeypatch.setattr(cold_module, "_run", run)
+    report = benchmark(
+        tiny_checkpoint, batch=[3], steps=[2, 1], dtype=["bf16"], repeats=1, warm_up=0, cold=2, device="cpu", clock=clock
+    )  # fmt: skip
+    assert [request["setting"] for request in asked] == [
+        {"batch": 1, "steps": 2, "duration": 1.024, "dtype": "bf16", "compile": False}
+    ] * 2  # fmt: skip
+    text = report.to_text()
+    assert "bf16, eager, 2 step(s), 1.024 s; median of 2): 3.00 s; at most 5 MB resident" in text
+    assert "= python 0.75 + imports 0.25 + loading 0.25\n  + first clip: text 0.25" in text
+    json.dumps(report.to_json(), allow_nan=False)
+
+
 def test_a_cold_process_that_fails_says_why(tmp_path):
     setting = {"batch": 1, "steps": 1, "duration": 0.3, "dtype": "float32", "compile": False}
     with pytest.raises(RuntimeError, match="no config.json in this folder"):
