@@ -157,8 +157,8 @@ def file_hash(path: Path) -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    """sha256, hexadecimal, over names and sha256s of all that decides what a checkpoint does: its json and safetensors files."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors") and path.is_file())
+    """sha256, hexadecimal, over names and sha256s of what makes a checkpoint: all json (but hashes.json) and safetensors files."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors") and p.name != HASHES_FILE and p.is_file())
     lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

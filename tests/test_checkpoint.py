@@ -235,6 +235,7 @@ def test_an_empty_training_state_is_refused(tmp_path):
 def test_a_checkpoints_hash_is_of_names_and_contents_of_what_decides_its_sound(checkpoint_copy):
     before = folder_hash(checkpoint_copy)
     (checkpoint_copy / "README.md").write_text("about it")
+    (checkpoint_copy / "hashes.json").write_text("{}")
     assert folder_hash(checkpoint_copy) == before
     (checkpoint_copy / "vocoder.safetensors").rename(checkpoint_copy / "other.safetensors")
     renamed = folder_hash(checkpoint_copy)

@@ -351,6 +351,7 @@ def test_help_names_every_verb(run):
         ("device 'abacus'", ["--device", "abacus"]),
         ("unknown model 'nonesuch'", ["-m", "nonesuch"]),
         ("leave out steps", ["--paper", "--steps", "1"]),
+        ("unknown model 'nonesuch'", ["--vocoder", "nonesuch", "--cold", "1"]),
         ("no such file: gone.json", ["--against", "gone.json"]),
     ],
 )

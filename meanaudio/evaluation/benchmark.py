@@ -50,6 +50,7 @@ def benchmark(
     duration: Sequence[float] | None = None,
     dtype: Sequence[str] | None = None,
     compile: bool = False,
+    vocoder: str | None = None,
     paper: bool = False,
     repeats: int | None = None,
     warm_up: int = 3,
@@ -60,10 +61,10 @@ def benchmark(
 ) -> Report:
     """Time every combination of batch, steps, duration and dtype, eager and, if `compile`, compiled too.
 
-    batch, steps: (1,) if None. duration, dtype: the checkpoint's length and the device's own if None. paper: the paper's protocol fixes
-    batch, steps and duration, and takes 100 prompts. repeats: timed generations a setting (20 if None), each made twice, plain and watched,
-    which take turns to go first; the settings of one loaded pipeline take turns too: whatever else the machine does falls on all of them.
-    cold: fresh processes that time the first sound.
+    batch, steps: (1,) if None. duration, dtype: the checkpoint's length and the device's own if None. vocoder: as from_pretrained's.
+    paper: the paper's protocol, which fixes batch, steps and duration, and takes 100 prompts.
+    repeats: timed generations a setting (20 if None), each made twice, plain and watched, which take turns to go first; the settings of one
+    loaded pipeline take turns too: whatever else the machine does falls on all of them. cold: fresh processes that time the first sound.
     Raises InputError for numbers out of range, before anything is loaded.
     """
     prompts = read_prompts()
@@ -86,12 +87,15 @@ def benchmark(
     }  # fmt: skip
     ways = list(itertools.product(dict.fromkeys(dtype), (False, True) if compile else (False,)))
     wanted = list(dict.fromkeys(Setting(b, s, d, *way) for way in ways for d in duration for b in batch for s in steps))
-    colds = [first_sound(folder, str(where), vars(Setting(1, steps[0], duration[0], *way)), prompts[0], cold) for way in ways if cold]
-    rates = {name: {"before": matmul_rate(where, DTYPES[name])} for name in dict.fromkeys(["float32", *dtype])}
+    colds = [
+        first_sound(folder, str(where), vars(Setting(1, steps[0], duration[0], *way)), vocoder, prompts[0], cold) for way in ways if cold
+    ]
+    rates = {name: {"before": matmul_rate(where, DTYPES[name])} for name in dtype}
     found = []
     for kind, compiled in ways:
-        pipeline = MeanAudio.from_pretrained(folder, device=str(where), dtype=kind, **({"compile": True} if compiled else {}))
+        pipeline = MeanAudio.from_pretrained(folder, str(where), kind, vocoder=vocoder, compile=compiled)
         facts |= {"parameters": _parameters(pipeline), "text_encoder": pipeline.encoder.fingerprint}
+        facts |= {"vocoder": pipeline.codec.config.vocoder.kind, "vocoder_from": vocoder or folder.name}
         settings = [setting for setting in wanted if (setting.dtype, setting.compile) == (kind, compiled)]
         found += _time(pipeline, settings, prompts, repeats, warm_up, clock, quiet)
         del pipeline  # one at a time in memory
@@ -140,7 +144,7 @@ class _Bench:
         return [self.prompts[(number * setting.batch + k) % len(self.prompts)] for k in range(setting.batch)]
 
     def generate(self, setting: Setting, number: int, stage: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
-        getattr(self.pipeline, "forget_text", lambda: None)()
+        self.pipeline.forget_text()
         make_clips(self.pipeline, setting, self.texts(setting, number), number, self.folder, stage)
 
     def plain(self, setting: Setting, number: int) -> tuple[float, float | None]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from meanaudio.errors import InputError
+
 PHASES = ("python", "imports", "loading")  # then the stages of the first clip; a text encoder's weights are read in its "text"
 CODE = "from meanaudio.evaluation.first_sound import child; child()"
 
@@ -50,7 +52,7 @@ def child() -> None:
     imported = time.perf_counter()
     setting = Setting(**request["setting"])
     pipeline = MeanAudio.from_pretrained(
-        request["model"], device=request["device"], dtype=setting.dtype, **({"compile": True} if setting.compile else {})
+        request["model"], request["device"], setting.dtype, vocoder=request["vocoder"], compile=setting.compile
     )
     synchronise(pipeline.device)
     loaded = time.perf_counter()
@@ -66,11 +68,19 @@ def child() -> None:
     print(json.dumps({"phases": phases, "host_memory": Memory(pipeline.device).peak_host()}), flush=True)
 
 
-def first_sound(model: Path, device: str, setting: dict[str, Any], prompt: str, runs: int) -> FirstSound:
-    """Make one clip in each of `runs` fresh processes. setting: the fields of a Setting of batch 1. Raises RuntimeError if one fails."""
+def first_sound(model: Path, device: str, setting: dict[str, Any], vocoder: str | None, prompt: str, runs: int) -> FirstSound:
+    """Make one clip in each of `runs` fresh processes. setting: the fields of a Setting of batch 1. Raises InputError if one fails."""
+    shown = {name: setting[name] for name in ("dtype", "compile", "steps", "duration")}
     found = []
     with TemporaryDirectory() as folder:
-        request = {"model": str(Path(model).resolve()), "device": device, "setting": setting, "prompt": prompt, "folder": folder}
+        request = {
+            "model": str(model.resolve()),
+            "device": device,
+            "vocoder": vocoder,
+            "setting": setting,
+            "prompt": prompt,
+            "folder": folder,
+        }
         for _ in range(runs):
             total, told = _run(json.dumps(request), Path(folder) / "errors.txt")
             start = total - sum(told["phases"].values())
@@ -78,7 +88,6 @@ def first_sound(model: Path, device: str, setting: dict[str, Any], prompt: str, 
     totals = [total for total, _, _ in found]
     phases = next(phases for total, phases, _ in found if total == statistics.median_low(totals))
     memories = [memory for _, _, memory in found if memory is not None]
-    shown = {name: setting[name] for name in ("dtype", "compile", "steps", "duration")}
     return FirstSound(**shown, totals=totals, phases=phases, host_memory=max(memories, default=None))
 
 
@@ -97,5 +106,6 @@ def _run(request: str, errors: Path) -> tuple[float, dict[str, Any]]:
             total = time.perf_counter() - began
         if line is None or process.returncode != 0:
             stderr.seek(0)
-            raise RuntimeError(f"the process that was to make a first clip failed:\n{stderr.read()}")
+            said = [text.strip() for text in stderr.readlines() if text.strip()] or [f"exit code {process.returncode}"]
+            raise InputError(f"a fresh process could not make a clip: {said[-1]}")
     return total, json.loads(line)

@@ -111,9 +111,7 @@ def summarise(found: Repeats, peaks: Mapping[str, float]) -> Result:
     for name in STAGES:
         seconds = [run[name] for run in watched]
         times, count = Times.of(seconds), int(found.flops[name])
-        # text encoders run in float32, whatever the rest runs in
-        peak = peaks["float32" if name == "text" else setting.dtype]
-        peak_share = count / times.median / peak if count and times.median else None
+        peak_share = count / times.median / peaks[setting.dtype] if count and times.median else None
         stages[name] = Stage(times, sum(seconds) / all_stages, count, peak_share)
     half = len(plain) // 2
     drift = statistics.median(plain[half:]) / statistics.median(plain[:half]) - 1 if half >= 2 else None
@@ -159,7 +157,8 @@ class Report:
     def _head(self) -> str:
         f = self.facts
         lines = [
-            f"{f['model']} (sha256 {f['model_hash'][:12]}) on {f['device']}: {f['device_name']}",
+            f"{f['model']} (sha256 {f['model_hash'][:12]}), vocoder {f['vocoder']} of {f['vocoder_from']}",
+            f"on {f['device']}: {f['device_name']}",
             f"{f['cpu']}, {f['cores']} cores, {f['threads']} thread(s); torch {f['torch']}, python {f['python']}; {f['date']}",
             f"{f['repeats']} generations a setting after {f['warm_up']} to warm up, settings in turn; load average {f['load_average']}",
         ]
@@ -241,7 +240,7 @@ def read_earlier(path: Path) -> Earlier:
         if values["format"] != FORMAT:
             raise InputError(f"{path}: a benchmark of format {values['format']!r}, not {FORMAT}")
         facts = values["facts"]
-        what = f"{facts['model']} (sha256 {facts['model_hash'][:12]}) on {facts['device_name']}"
+        what = f"{facts['model']} (sha256 {facts['model_hash'][:12]}), vocoder {facts['vocoder']}, on {facts['device_name']}"
         head = f"{path}: {what}, {facts['threads']} thread(s), {facts['date']}"
         return Earlier(head, {Setting(**r["setting"]): (Times(**r["end_to_end"]), r["waited"]) for r in values["results"]})
     except (KeyError, TypeError) as error:

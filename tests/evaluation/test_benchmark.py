@@ -141,7 +141,7 @@ def hand_made() -> Repeats:
 
 
 def test_a_summary_is_arithmetic():
-    result = summarise(hand_made(), {"bf16": 16e9, "float32": 1e9})
+    result = summarise(hand_made(), {"bf16": 16e9})
     assert result.end_to_end.median == 2.5
     assert result.rtf == pytest.approx(2.5 / (2 * 5.0))  # seconds over seconds of sound, of both clips
     assert result.mean_rtf == pytest.approx(0.25)
@@ -166,7 +166,7 @@ def test_what_cannot_be_known_is_none():
     for readings in (found.plain, found.watched, found.memory):
         del readings[3:]
     found.waited = [None, None, None]
-    result = summarise(found, {"bf16": 1.0, "float32": 1.0})
+    result = summarise(found, {"bf16": 1.0})
     assert (result.drift, result.waited) == (None, None)
 
 
@@ -229,7 +229,7 @@ def test_the_json_states_every_fact_and_no_nan(report, tmp_path):
     facts = {
         "date", "device", "device_name", "cpu", "cores", "threads", "load_average", "meanaudio", "torch", "python", "platform", "model",
         "model_hash", "parameters", "text_encoder", "trained_seconds", "repeats", "warm_up", "prompts_hash", "flops", "memory",
-        "float32_products",
+        "float32_products", "vocoder", "vocoder_from",
     }  # fmt: skip
     assert values["facts"].keys() == facts
     assert all(value not in ("", None) for value in values["facts"].values())
@@ -246,7 +246,16 @@ def test_the_json_states_every_fact_and_no_nan(report, tmp_path):
 
 def test_the_table_names_what_it_measured(report):
     text = report.to_text()
-    for word in ("tiny (sha256 ", "on cpu", "batch 1, 1 step(s), 0.5 s, bf16, eager", "vocoder", "median ms", "RTF", "GFLOP/s"):
+    for word in (
+        "tiny (sha256 ",
+        "vocoder vocos of tiny",
+        "on cpu: ",
+        "batch 1, 1 step(s), 0.5 s, bf16, eager",
+        "vocoder",
+        "median ms",
+        "RTF",
+        "GFLOP/s",
+    ):
         assert word in text
     assert max(map(len, text.splitlines())) <= 180
 
@@ -357,7 +366,7 @@ def test_the_device_is_waited_for(kind, name, monkeypatch):
 
 def test_a_cold_process_says_what_it_waited_for(tiny_checkpoint):
     setting = {"batch": 1, "steps": 1, "duration": 0.3, "dtype": "float32", "compile": False}
-    found = first_sound(tiny_checkpoint, "cpu", setting, "rain", 1)
+    found = first_sound(tiny_checkpoint, "cpu", setting, None, "rain", 1)
     assert tuple(found.phases) == (*PHASES, *STAGES)
     assert sum(found.phases.values()) == pytest.approx(found.median)
     assert min(found.phases.values()) >= 0
@@ -369,7 +378,7 @@ def test_the_median_run_of_an_even_number_is_one_that_was(monkeypatch, tmp_path)
     runs = iter([(9.0, 4.0), (5.0, 1.0), (7.0, 2.0), (6.0, 3.0)])
     told = lambda total, clip: (total, {"phases": dict.fromkeys(["imports", "loading", *STAGES], 0.0) | {"vae": clip}, "host_memory": 1})  # noqa: E731
     monkeypatch.setattr(cold_module, "_run", lambda request, errors: told(*next(runs)))
-    found = first_sound(tmp_path, "cpu", {"dtype": "bf16", "compile": False, "steps": 1, "duration": 1.0}, "rain", 4)
+    found = first_sound(tmp_path, "cpu", {"dtype": "bf16", "compile": False, "steps": 1, "duration": 1.0}, None, "rain", 4)
     assert (found.median, found.phases["vae"], found.phases["python"]) == (6.0, 3.0, 3.0)
 
 
@@ -381,12 +390,14 @@ def test_cold_processes_make_one_clip_of_the_first_setting(clock, monkeypatch, t
         return 3.0, {"phases": dict.fromkeys(["imports", "loading", *STAGES], 0.25), "host_memory": 5_000_000}
 
     monkeypatch.setattr(cold_module, "_run", run)
+    own = str(tiny_checkpoint)
     report = benchmark(
-        tiny_checkpoint, batch=[3], steps=[2, 1], dtype=["bf16"], repeats=1, warm_up=0, cold=2, device="cpu", clock=clock
+        own, batch=[3], steps=[2, 1], dtype=["bf16"], vocoder=own, repeats=1, warm_up=0, cold=2, device="cpu", clock=clock
     )  # fmt: skip
     assert [request["setting"] for request in asked] == [
         {"batch": 1, "steps": 2, "duration": 1.024, "dtype": "bf16", "compile": False}
     ] * 2  # fmt: skip
+    assert {request["vocoder"] for request in asked} == {own}
     text = report.to_text()
     assert "bf16, eager, 2 step(s), 1.024 s; median of 2): 3.00 s; at most 5 MB resident" in text
     assert "= python 0.75 + imports 0.25 + loading 0.25\n  + first clip: text 0.25" in text
@@ -395,8 +406,8 @@ def test_cold_processes_make_one_clip_of_the_first_setting(clock, monkeypatch, t
 
 def test_a_cold_process_that_fails_says_why(tmp_path):
     setting = {"batch": 1, "steps": 1, "duration": 0.3, "dtype": "float32", "compile": False}
-    with pytest.raises(RuntimeError, match="no config.json in this folder"):
-        first_sound(tmp_path, "cpu", setting, "rain", 1)
+    with pytest.raises(InputError, match="could not make a clip: .*no config.json in this folder"):
+        first_sound(tmp_path, "cpu", setting, None, "rain", 1)
 
 
 # ---------------------------------------------------------------- lists on the command line
