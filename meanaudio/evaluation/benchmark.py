@@ -95,7 +95,7 @@ def benchmark(
     for kind, compiled in ways:
         pipeline = MeanAudio.from_pretrained(folder, str(where), kind, vocoder=vocoder, compile=compiled)
         facts |= {"parameters": _parameters(pipeline), "text_encoder": pipeline.encoder.fingerprint}
-        facts |= {"vocoder": pipeline.codec.config.vocoder.kind, "vocoder_from": vocoder or folder.name}
+        facts |= {"vocoder": pipeline.codec.config.vocoder.kind, "vocoder_from": vocoder or "its own"}
         settings = [setting for setting in wanted if (setting.dtype, setting.compile) == (kind, compiled)]
         found += _time(pipeline, settings, prompts, repeats, warm_up, clock, quiet)
         del pipeline  # one at a time in memory

@@ -157,7 +157,7 @@ class Report:
     def _head(self) -> str:
         f = self.facts
         lines = [
-            f"{f['model']} (sha256 {f['model_hash'][:12]}), vocoder {f['vocoder']} of {f['vocoder_from']}",
+            f"{f['model']} (sha256 {f['model_hash'][:12]}), vocoder {f['vocoder']} ({f['vocoder_from']})",
             f"on {f['device']}: {f['device_name']}",
             f"{f['cpu']}, {f['cores']} cores, {f['threads']} thread(s); torch {f['torch']}, python {f['python']}; {f['date']}",
             f"{f['repeats']} generations a setting after {f['warm_up']} to warm up, settings in turn; load average {f['load_average']}",
@@ -240,7 +240,7 @@ def read_earlier(path: Path) -> Earlier:
         if values["format"] != FORMAT:
             raise InputError(f"{path}: a benchmark of format {values['format']!r}, not {FORMAT}")
         facts = values["facts"]
-        what = f"{facts['model']} (sha256 {facts['model_hash'][:12]}), vocoder {facts['vocoder']}, on {facts['device_name']}"
+        what = f"{facts['model']} (sha256 {facts['model_hash'][:12]}), vocoder {facts['vocoder']} ({facts['vocoder_from']}), on {facts['device_name']}"
         head = f"{path}: {what}, {facts['threads']} thread(s), {facts['date']}"
         return Earlier(head, {Setting(**r["setting"]): (Times(**r["end_to_end"]), r["waited"]) for r in values["results"]})
     except (KeyError, TypeError) as error:

@@ -248,7 +248,7 @@ def test_the_table_names_what_it_measured(report):
     text = report.to_text()
     for word in (
         "tiny (sha256 ",
-        "vocoder vocos of tiny",
+        "vocoder vocos (its own)",
         "on cpu: ",
         "batch 1, 1 step(s), 0.5 s, bf16, eager",
         "vocoder",
