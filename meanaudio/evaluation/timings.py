@@ -240,8 +240,8 @@ def read_earlier(path: Path) -> Earlier:
         if values["format"] != FORMAT:
             raise InputError(f"{path}: a benchmark of format {values['format']!r}, not {FORMAT}")
         facts = values["facts"]
-        what = f"{facts['model']} (sha256 {facts['model_hash'][:12]}), vocoder {facts['vocoder']} ({facts['vocoder_from']}), on {facts['device_name']}"
-        head = f"{path}: {what}, {facts['threads']} thread(s), {facts['date']}"
+        what = f"{facts['model']} (sha256 {facts['model_hash'][:12]}), vocoder {facts['vocoder']} ({facts['vocoder_from']})"
+        head = f"{path}: {what}, on {facts['device_name']}, {facts['threads']} thread(s), {facts['date']}"
         return Earlier(head, {Setting(**r["setting"]): (Times(**r["end_to_end"]), r["waited"]) for r in values["results"]})
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not a benchmark's JSON ({type(error).__name__}: {error})") from None
