@@ -156,6 +156,13 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def folder_hash(folder: Path) -> str:
+    """sha256, hexadecimal, over names and sha256s of what makes a checkpoint: all json (but hashes.json) and safetensors files."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors") and p.name != HASHES_FILE and p.is_file())
+    lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def find_local(name_or_path: str | Path) -> Path | None:
     """A checkpoint folder on this disk: a path that holds config.json, or the name of a folder under checkpoints/; None if there is none.
 

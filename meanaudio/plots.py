@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +28,28 @@ def save_mels(path: Path, mels: Sequence[tuple[str, Tensor]], frame_rate: float)
     """Draw several (title, log10 mel [M, F]) side by side."""
     pictures = [(title, mel.detach().float().cpu(), mel.shape[1] / frame_rate, mel.shape[0]) for title, mel in mels]
     _draw(path, pictures, ("seconds", "mel band"), (-5, 1))
+
+
+def save_shares(path: Path, rows: Sequence[tuple[str, Mapping[str, float]]], unit: str) -> None:
+    """Draw each (label, part -> amount) as a stacked bar: left in `unit`, right as shares of its whole. All rows have the same parts."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 1.6 + 0.4 * len(rows)), layout="constrained")
+    labels = [label for label, _ in rows]
+    for i, (title, whole) in enumerate(((unit, False), ("share", True))):
+        axes = figure.add_subplot(1, 2, i + 1)
+        left = [0.0] * len(rows)
+        for part in rows[0][1]:
+            widths = [parts[part] / (sum(parts.values()) if whole else 1) for _, parts in rows]
+            axes.barh(range(len(rows)), widths, left=left, label=part)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        axes.set_yticks(range(len(rows)), labels if i == 0 else [""] * len(rows), fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel(title)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(rows[0][1]), fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(path)
 
 
 def _draw(path: Path, pictures: Sequence[tuple[str, Tensor, float, float]], labels: tuple[str, str], limits: tuple[float, float]) -> None:

@@ -11,6 +11,7 @@ from meanaudio.checkpoint import (
     check_sizes,
     file_hash,
     find_local,
+    folder_hash,
     load_into,
     load_module,
     load_training_state,
@@ -229,3 +230,14 @@ def test_an_empty_training_state_is_refused(tmp_path):
     (tmp_path / "state.pt").touch()
     with pytest.raises(InputError, match="not a readable training state"):
         load_training_state(tmp_path / "state.pt")
+
+
+def test_a_checkpoints_hash_is_of_names_and_contents_of_what_decides_its_sound(checkpoint_copy):
+    before = folder_hash(checkpoint_copy)
+    (checkpoint_copy / "README.md").write_text("about it")
+    (checkpoint_copy / "hashes.json").write_text("{}")
+    assert folder_hash(checkpoint_copy) == before
+    (checkpoint_copy / "vocoder.safetensors").rename(checkpoint_copy / "other.safetensors")
+    renamed = folder_hash(checkpoint_copy)
+    (checkpoint_copy / "config.json").write_text("{}")
+    assert len({before, renamed, folder_hash(checkpoint_copy)}) == 3

@@ -93,9 +93,15 @@ def test_from_recordings_to_sound(run, fast_text, train_config, tiny_manifest, t
     assert "seed 3" in out
     assert "real-time factor" in out
 
-    code, out, err = run("benchmark", "-m", tmp_path / "packed", "--repeats", "2", "--device", "cpu", "--duration", "0.3")
+    report = tmp_path / "report"
+    options = ("--repeats", "2", "--warm-up", "0", "--cold", "0", "--device", "cpu", "--duration", "0.3", "--quiet")
+    code, out, err = run("benchmark", "-m", tmp_path / "packed", "--steps", "1", "2", "--batch", "2", *options, "-o", report)
     assert code == 0, err
-    assert "end to end" in out
+    assert "batch 2, 2 step(s), 0.3 s" in out
+    assert sorted(p.name for p in report.iterdir()) == ["benchmark.json", "benchmark.png", "benchmark.txt"]
+    code, out, err = run("benchmark", "-m", tmp_path / "packed", *options, "--against", report / "benchmark.json")
+    assert code == 0, err
+    assert "not measured then" in out  # batch 1
 
 
 def test_several_prompts_fill_a_folder_in_order_with_seeds_that_follow(run, fast_text, tiny_checkpoint, tmp_path):
@@ -309,6 +315,34 @@ def test_help_names_every_verb(run):
     assert code == 0
     for verb in ("generate", "train", "prepare", "pack", "benchmark", "data"):
         assert verb in out
+
+
+@pytest.mark.parametrize(
+    ("told", "options"),
+    [
+        ("repeats = 0: must be 1 or more", ["--repeats", "0"]),
+        ("warm_up = -1", ["--warm-up", "-1"]),
+        ("cold = -1", ["--cold", "-1"]),
+        ("duration = -1.0 s: must be from 0.01 to 120", ["--duration", "5", "-1"]),
+        ("duration = nan", ["--duration", "nan"]),
+        ("steps = 0: must be from 1", ["--steps", "1", "0"]),
+        ("batch = 0: must be from 1 to", ["--batch", "0"]),
+        ("dtype 'int3': must be one of float32, bf16", ["--dtype", "float32", "int3"]),
+        ("device 'abacus'", ["--device", "abacus"]),
+        ("unknown model 'nonesuch'", ["-m", "nonesuch"]),
+        ("leave out steps", ["--paper", "--steps", "1"]),
+        ("unknown model 'nonesuch'", ["--vocoder", "nonesuch", "--cold", "1"]),
+        ("no such file: gone.json", ["--against", "gone.json"]),
+    ],
+)
+def test_benchmark_refuses(refused, tiny_checkpoint, told, options):
+    chosen = [] if "-m" in options else ["-m", tiny_checkpoint]
+    device = [] if "--device" in options else ["--device", "cpu"]
+    refused(told, "benchmark", *chosen, *device, *options, "-o", "report", "--quiet")
+
+
+def test_benchmark_refuses_to_compare_with_something_else(refused, tiny_checkpoint):
+    refused("not a benchmark's JSON", "benchmark", "-m", tiny_checkpoint, "--against", tiny_checkpoint / "config.json", "--device", "cpu")
 
 
 # ---------------------------------------------------------------- pack

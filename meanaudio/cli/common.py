@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Annotated, Optional
 
 import typer
+from typer.core import TyperCommand
 
 from meanaudio.errors import InputError
 
@@ -32,3 +34,25 @@ def columns_of(given: Optional[list[str]]) -> dict[str, str | None]:
             raise InputError(f"--column {text!r}: must be field=COLUMN, such as caption=text")
         columns[field.strip()] = column.strip() or None
     return columns
+
+
+class Lists(TyperCommand):
+    """A command whose repeatable options take several values at once: `--steps 1 2 5` is `--steps 1 --steps 2 --steps 5`.
+
+    Only for commands without positional arguments, whose words could not be told from an option's values.
+    """
+
+    def parse_args(self, ctx, args):
+        lists = {name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts}
+        spelled: list[str] = []
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            values = list(takewhile(lambda x: not _is_option(x), rest)) if word in lists else []
+            spelled += [x for value in values for x in (word, value)] or [word]
+            del rest[: len(values)]
+        return super().parse_args(ctx, spelled)
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and not word[1:2].isdigit()  # -1 is a value, which the verb refuses by itself

@@ -9,22 +9,45 @@ from typing import Annotated, Optional
 import typer
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.cli.common import Device, Dtype, Model, Set, app
+from meanaudio.cli.common import Device, Lists, Model, Quiet, Set, app
 
 
-@app.command()
+@app.command(cls=Lists)
 def benchmark(
     model: Model = DEFAULT_MODEL,
-    duration: Annotated[Optional[float], typer.Option(help="Seconds of each clip.")] = None,
-    steps: Annotated[int, typer.Option(help="Network evaluations a clip.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Timed clips.")] = 20,
+    batch: Annotated[Optional[list[int]], typer.Option("--batch", "-b", help="Clips a generation; 1 if left out.")] = None,
+    steps: Annotated[Optional[list[int]], typer.Option("--steps", "-s", help="Network evaluations a clip; 1 if left out.")] = None,
+    duration: Annotated[
+        Optional[list[float]], typer.Option("--duration", "-d", help="Seconds of a clip; the checkpoint's own length if left out.")
+    ] = None,
+    dtype: Annotated[Optional[list[str]], typer.Option(help="float32, bf16; the device's own if left out.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="Time everything compiled as well.")] = False,
+    vocoder: Annotated[Optional[str], typer.Option(help="'fast', or a checkpoint whose vocoder to use; its own if left out.")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's protocol: batch 1, 10 s, 1, 2, 5 and 25 steps, 100 prompts.")] = False,
+    repeats: Annotated[
+        Optional[int], typer.Option("--repeats", "--prompts", help="Timed generations a setting; 20, or 100 with --paper, if left out.")
+    ] = None,
+    warm_up: Annotated[int, typer.Option(help="Generations of each setting before the timing.")] = 3,
+    cold: Annotated[int, typer.Option(help="Fresh processes that time the first sound.")] = 3,
+    out: Annotated[Optional[Path], typer.Option("--out", "-o", help="Folder for benchmark.json, .txt and .png.")] = None,
+    against: Annotated[Optional[Path], typer.Option(help="An earlier benchmark.json to compare with.")] = None,
     device: Device = None,
-    dtype: Dtype = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure the real-time factor of generation, and of each stage."""
+    """Measure how fast sound is made: each stage, end to end, from a cold process; memory, operations. See docs/benchmark.md."""
     from meanaudio.evaluation.benchmark import benchmark as run
+    from meanaudio.evaluation.timings import compare, read_earlier, save
 
-    print(run(model, duration=duration, steps=steps, repeats=repeats, device=device, dtype=dtype).to_text())
+    earlier = None if against is None else read_earlier(against)
+    report = run(
+        model, batch=batch, steps=steps, duration=duration, dtype=dtype, compile=compile_, vocoder=vocoder, paper=paper, repeats=repeats,
+        warm_up=warm_up, cold=cold, device=device, quiet=quiet,
+    )  # fmt: skip
+    print(report.to_text())
+    if earlier is not None:
+        print(f"\n{compare(report, earlier)}")
+    if out is not None:
+        print(f"\n{save(report, out)}")
 
 
 @app.command()

@@ -1,105 +1,226 @@
-"""How fast a checkpoint makes sound: each stage timed after warm-up, with the device synchronised."""
+"""How fast a checkpoint makes sound: every setting timed end to end and stage by stage, after warm-up, with the device synchronised."""
 
 from __future__ import annotations
 
-import resource
+import hashlib
+import itertools
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TypeVar
+from tempfile import TemporaryDirectory
 
 import torch
+from torch import Size
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from tqdm import tqdm
 
-from meanaudio.config import TrainConfig
+from meanaudio.checkpoint import folder_hash, read_json
+from meanaudio.config import CheckpointConfig, TrainConfig, parse
+from meanaudio.convert.hub import find_checkpoint
+from meanaudio.errors import InputError
+from meanaudio.evaluation.first_sound import first_sound
+from meanaudio.evaluation.probe import Memory, machine_facts, matmul_rate, seconds_waited, synchronise
+from meanaudio.evaluation.stages import Meter, Setting, make_clips, watched
+from meanaudio.evaluation.timings import Repeats, Report, summarise
 from meanaudio.models.transformer import make_network
 from meanaudio.objectives import make_objective
-from meanaudio.pipeline import MeanAudio
+from meanaudio.pipeline import MAX_DURATION, MIN_DURATION, MeanAudio, resolve_device, resolve_dtype
+from meanaudio.precision import DTYPES
+from meanaudio.sampling import uniform_times
 from meanaudio.types import TextFeatures
 
-T = TypeVar("T")
-PROMPTS = ("a dog barks", "heavy rain falls", "footsteps on gravel, followed by a door slam", "an explosion in the distance")
+MAX_BATCH = 1024
+PAPER_STEPS, PAPER_DURATION = (1, 2, 5, 25), 10.0
+COUNTED = "torch's FlopCounterMode: matrix products, convolutions, attention; not norms, activations, softmax, embeddings, FFTs"
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """seconds: stage -> times of every repeat. duration: seconds of one clip. peak_memory: bytes resident at most; load: seconds."""
-
-    model: str
-    device: str
-    dtype: str
-    threads: int
-    duration: float
-    steps: int
-    seconds: dict[str, list[float]]
-    load: float
-    peak_memory: int
-
-    def real_time_factor(self, stage: str = "end to end") -> float:
-        """Median time of a stage over the clip's duration."""
-        return statistics.median(self.seconds[stage]) / self.duration
-
-    def to_text(self) -> str:
-        head = (
-            f"{self.model} on {self.device} ({self.threads} threads), {self.dtype}, batch 1, {self.duration:g} s, {self.steps} step(s), "
-            f"{len(self.seconds['end to end'])} clips after warm-up; loading {self.load:.2f} s, peak memory {self.peak_memory / 1e6:.0f} MB"
-        )
-        rows = [f"{'stage':<12}{'median ms':>11}{'p90 ms':>9}{'RTF':>9}"]
-        for stage, times in self.seconds.items():
-            p90 = statistics.quantiles(times, n=10)[-1] if len(times) > 1 else times[0]
-            rows.append(f"{stage:<12}{statistics.median(times) * 1e3:>11.1f}{p90 * 1e3:>9.1f}{self.real_time_factor(stage):>9.4f}")
-        return "\n".join([head, *rows])
+def read_prompts() -> list[str]:
+    """The fixed list of 100 prompts, one to 23 words long."""
+    return (Path(__file__).parent / "prompts.txt").read_text(encoding="utf-8").splitlines()
 
 
 def benchmark(
     model: str | Path,
     *,
-    duration: float | None = None,
-    steps: int = 1,
-    repeats: int = 20,
+    batch: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+    duration: Sequence[float] | None = None,
+    dtype: Sequence[str] | None = None,
+    compile: bool = False,
+    vocoder: str | None = None,
+    paper: bool = False,
+    repeats: int | None = None,
+    warm_up: int = 3,
+    cold: int = 3,
     device: str | None = None,
-    dtype: str | None = None,
-) -> Benchmark:
-    """Time `repeats` clips, one at a time, of varying prompts: text, network, codec, and all of it end to end."""
-    began = time.perf_counter()
-    pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype)
-    pipeline.encode_text([""])
-    load = time.perf_counter() - began
-    duration = pipeline.config.seconds if duration is None else duration
-    spec = pipeline.codec.spec
-    seconds: dict[str, list[float]] = {"text": [], "network": [], "codec": [], "end to end": []}
+    quiet: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Report:
+    """Time every combination of batch, steps, duration and dtype, eager and, if `compile`, compiled too.
 
-    def timed(stage: str, run: Callable[[], T]) -> T:
-        _synchronise(pipeline.device)
-        start = time.perf_counter()
-        result = run()
-        _synchronise(pipeline.device)
-        seconds[stage].append(time.perf_counter() - start)
-        return result
+    batch, steps: (1,) if None. duration, dtype: the checkpoint's length and the device's own if None. vocoder: as from_pretrained's.
+    paper: the paper's protocol, which fixes batch, steps and duration, and takes 100 prompts.
+    repeats: timed generations a setting (20 if None), each made twice, plain and watched, which take turns to go first; the settings of one
+    loaded pipeline take turns too: whatever else the machine does falls on all of them. cold: fresh processes that time the first sound.
+    Raises InputError for numbers out of range, before anything is loaded.
+    """
+    prompts = read_prompts()
+    if paper:
+        if given := [name for name, value in (("batch", batch), ("steps", steps), ("duration", duration)) if value]:
+            raise InputError(f"the paper's protocol fixes batch, steps and duration: leave out {', '.join(given)}")
+        steps, duration, repeats = PAPER_STEPS, (PAPER_DURATION,), len(prompts) if repeats is None else repeats
+    where = resolve_device(device)
+    folder = find_checkpoint(model)
+    trained = parse(CheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json")).seconds
+    default = resolve_dtype(None, where)
+    batch, steps, duration = batch or (1,), steps or (1,), duration or (trained,)
+    dtype = dtype or [name for name, kind in DTYPES.items() if kind == default]
+    repeats = 20 if repeats is None else repeats
+    _check(batch, steps, duration, dtype, {"repeats": (repeats, 1), "warm_up": (warm_up, 0), "cold": (cold, 0)})
 
-    warm_up = 3
-    for i in range(warm_up + repeats):
-        if i == warm_up:
-            for times in seconds.values():
-                times.clear()
-        prompt, seed = PROMPTS[i % len(PROMPTS)], i
-        text = timed("text", partial(pipeline.encode_text, [prompt]))
-        latents = timed("network", partial(pipeline.sample_latents, text, [seed], spec.covering_latents(duration), steps=steps))
-        timed("codec", partial(pipeline.decode, latents, spec.num_samples(duration)))
-        timed("end to end", partial(pipeline.generate, prompt, duration=duration, steps=steps, seed=seed))
-    if pipeline.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(pipeline.device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-    name = str(pipeline.dtype).removeprefix("torch.")
-    return Benchmark(pipeline.name, str(pipeline.device), name, torch.get_num_threads(), duration, steps, seconds, load, peak)
+    facts = machine_facts(where) | {
+        "model": folder.name, "model_hash": folder_hash(folder), "trained_seconds": trained, "repeats": repeats, "warm_up": warm_up,
+        "prompts_hash": hashlib.sha256("\n".join(prompts).encode()).hexdigest(), "flops": COUNTED, "memory": Memory(where).how,
+    }  # fmt: skip
+    ways = list(itertools.product(dict.fromkeys(dtype), (False, True) if compile else (False,)))
+    wanted = list(dict.fromkeys(Setting(b, s, d, *way) for way in ways for d in duration for b in batch for s in steps))
+    colds = [
+        first_sound(folder, str(where), vars(Setting(1, steps[0], duration[0], *way)), vocoder, prompts[0], cold) for way in ways if cold
+    ]
+    rates = {name: {"before": matmul_rate(where, DTYPES[name])} for name in dtype}
+    found = []
+    for kind, compiled in ways:
+        pipeline = MeanAudio.from_pretrained(folder, str(where), kind, vocoder=vocoder, compile=compiled)
+        facts |= {"parameters": _parameters(pipeline), "text_encoder": pipeline.encoder.fingerprint}
+        facts |= {"vocoder": pipeline.codec.config.vocoder.kind, "vocoder_from": vocoder or "its own"}
+        settings = [setting for setting in wanted if (setting.dtype, setting.compile) == (kind, compiled)]
+        found += _time(pipeline, settings, prompts, repeats, warm_up, clock, quiet)
+        del pipeline  # one at a time in memory
+    for name, rate in rates.items():
+        rate["after"] = matmul_rate(where, DTYPES[name])
+    peaks = {name: max(rate.values()) for name, rate in rates.items()}
+    return Report(facts, rates, colds, [summarise(repeats, peaks) for repeats in found], paper)
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _check(
+    batch: Sequence[int], steps: Sequence[int], duration: Sequence[float], dtype: Sequence[str], counts: Mapping[str, tuple[int, int]]
+) -> None:
+    """counts: name -> (value, least)."""
+    for b in batch:
+        if not 1 <= b <= MAX_BATCH:
+            raise InputError(f"batch = {b}: must be from 1 to {MAX_BATCH}")
+    for s in steps:
+        uniform_times(s)
+    for d in duration:
+        if not MIN_DURATION <= d <= MAX_DURATION:
+            raise InputError(f"duration = {d} s: must be from {MIN_DURATION:g} to {MAX_DURATION:g}")
+    for name in dtype:
+        resolve_dtype(name, torch.device("cpu"))
+    for option, (value, least) in counts.items():
+        if value < least:
+            raise InputError(f"{option} = {value}: must be {least} or more")
+
+
+def _parameters(pipeline: MeanAudio) -> dict[str, int]:
+    parts = {"network": pipeline.network, "vae": pipeline.codec.vae, "vocoder": pipeline.codec.vocoder}
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+
+class _Bench:
+    """Generations of one pipeline into a folder. `clock` is read when the device has come to rest."""
+
+    def __init__(self, pipeline: MeanAudio, prompts: Sequence[str], folder: Path, clock: Callable[[], float]) -> None:
+        self.pipeline, self.prompts, self.folder, self.clock = pipeline, prompts, folder, clock
+
+    def read(self) -> float:
+        synchronise(self.pipeline.device)
+        return self.clock()
+
+    def texts(self, setting: Setting, number: int) -> list[str]:
+        """The prompts of generation `number`: the next ones of the list, over and over."""
+        return [self.prompts[(number * setting.batch + k) % len(self.prompts)] for k in range(setting.batch)]
+
+    def generate(self, setting: Setting, number: int, stage: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
+        self.pipeline.forget_text()
+        make_clips(self.pipeline, setting, self.texts(setting, number), number, self.folder, stage)
+
+    def plain(self, setting: Setting, number: int) -> tuple[float, float | None]:
+        """Seconds, and those of them spent waiting for a core."""
+        waited, start = seconds_waited(), self.read()
+        self.generate(setting, number)
+        seconds, until = self.read() - start, seconds_waited()
+        return seconds, None if waited is None or until is None else until - waited
+
+    def watch(self, setting: Setting, number: int) -> Meter:
+        meter = Meter(self.read)
+        with watched(self.pipeline, meter):
+            self.generate(setting, number, meter.stage)
+        return meter
+
+    def flops(self, setting: Setting, repeats: int) -> dict[str, float]:
+        """Stage -> operations of one generation: of the one with as many words as the median of those to be timed.
+
+        Counted as it runs eagerly: compiled code hides its operations, and has the same ones to do.
+        """
+        numbers = sorted(range(repeats), key=lambda number: sum(len(text.split()) for text in self.texts(setting, number)))
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+            meter = Meter(counter.get_total_flops)
+            with watched(self.pipeline, meter):
+                self.generate(setting, numbers[repeats // 2], meter.stage)
+        return meter.totals()
+
+
+def _attention(query: Size, key: Size, value: Size, *args: object, out_shape: object = None, **options: object) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# Fused attention that torch's counter does not know: without these, attention on a CPU counts as nothing.
+ATTENTION = {
+    getattr(torch.ops.aten, name): _attention
+    for name in ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math_for_mps")
+    if hasattr(torch.ops.aten, name)
+}
+
+
+def _time(
+    pipeline: MeanAudio,
+    settings: Sequence[Setting],
+    prompts: Sequence[str],
+    repeats: int,
+    warm_up: int,
+    clock: Callable[[], float],
+    quiet: bool,
+) -> list[Repeats]:
+    """Count operations, warm up, then time, the settings in turn."""
+    memory, found = Memory(pipeline.device), []
+    bar = tqdm(total=len(settings) * (1 + warm_up + 2 * repeats), disable=quiet, unit="generation", dynamic_ncols=True, mininterval=1)
+    with TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as told, bar:
+        bench = _Bench(pipeline, prompts, Path(folder), clock)
+        for setting in settings:
+            found.append(Repeats(setting, bench.flops(setting, repeats)))
+            for number in range(warm_up):
+                bench.generate(setting, number)
+            bar.update(1 + warm_up)
+        for number in range(repeats):
+            for one in found:
+                memory.restart()
+                for watching in (number % 2 == 1, number % 2 == 0):  # which goes first changes
+                    if watching:
+                        meter = bench.watch(one.setting, number)
+                        one.watched.append(meter.totals())
+                        one.evaluations += meter.amounts["network"]
+                    else:
+                        seconds, waited = bench.plain(one.setting, number)
+                        one.plain.append(seconds)
+                        one.waited.append(waited)
+                one.memory.append((memory.peak_device(), memory.peak_host()))
+                bar.update(2)
+    for message in dict.fromkeys(str(warning.message) for warning in told):  # each once, not at every generation
+        warnings.warn(message, stacklevel=2)
+    return found
 
 
 def training_cost(config: TrainConfig, *, repeats: int = 8, tokens: int = 16) -> dict[str, float]:
