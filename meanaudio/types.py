@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -94,6 +94,28 @@ class LatentBatch:
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw latents [B, L, C] from the posterior."""
         return Gaussian(self.mean, self.std).sample(generator)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that an objective draws for B rows: noise [B, L, C]; times t, r [B], r <= t; keep [B], True where a row keeps its caption.
+
+    An objective that draws more adds fields, each with B rows.
+    """
+
+    noise: Tensor
+    t: Tensor
+    r: Tensor
+    keep: Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, rows) -> Self:
+        return type(self)(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 @dataclass(frozen=True)

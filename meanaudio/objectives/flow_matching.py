@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from meanaudio.config import ObjectiveConfig
 from meanaudio.flow import interpolate, sample_times, velocity
-from meanaudio.types import Loss, Network, TextFeatures
+from meanaudio.types import Draws, Loss, Network, TextFeatures
 
 
-def keep_text(batch: int, dropout: float, generator: torch.Generator, device: torch.device) -> Tensor:
-    """[B] True where a row keeps its caption, False where it is trained as unconditional."""
-    return (torch.rand(batch, generator=generator) >= dropout).to(device)
+def draw(shape: Sequence[int], *, interval_fraction: float, generator: torch.Generator, config: ObjectiveConfig) -> Draws:
+    """Noise, times and kept rows; r < t in `interval_fraction` of the rows, text dropped in `text_dropout` of them."""
+    noise = torch.randn(tuple(shape), generator=generator)
+    t, r = sample_times(shape[0], config.time, interval_fraction, generator)
+    return Draws(noise, t, r, torch.rand(shape[0], generator=generator) >= config.text_dropout)
+
+
+def draw_instants(shape: Sequence[int], *, progress: float, generator: torch.Generator, config: ObjectiveConfig) -> Draws:
+    """One time a row: r = t."""
+    return draw(shape, interval_fraction=0.0, generator=generator, config=config)
 
 
 def flow_matching(
-    net: Network,
-    x: Tensor,
-    text: TextFeatures,
-    null: TextFeatures,
-    *,
-    progress: float,
-    generator: torch.Generator,
-    config: ObjectiveConfig,
+    net: Network, x: Tensor, text: TextFeatures, null: TextFeatures, draws: Draws, *, progress: float, config: ObjectiveConfig
 ) -> Loss:
-    """Mean squared error of the velocity, one time a row, text dropped in `text_dropout` of the rows."""
-    noise = torch.randn(x.shape, generator=generator).to(x)
-    t, _ = sample_times(len(x), config.time, 0.0, generator)
-    t = t.to(x.device)
-    kept = text.where(keep_text(len(x), config.text_dropout, generator, x.device), null)
-    predicted = net(interpolate(x, noise, t), t, t, net.condition(kept))
+    """Mean squared error of the velocity."""
+    noise, t = draws.noise.to(x), draws.t
+    predicted = net(interpolate(x, noise, t), t, t, net.condition(text.where(draws.keep, null)))
     per_sample = (predicted.float() - velocity(x, noise)).square().flatten(1).mean(1)
     return Loss(per_sample, t, {"loss": per_sample.mean().item(), "error": per_sample.mean().item()})

@@ -6,14 +6,16 @@ The mean velocity obeys u(z_t, t, r) = v - (t - r) du/dt along the path; the net
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meanaudio.config import ObjectiveConfig
-from meanaudio.flow import expand, interpolate, sample_times, schedule, velocity
-from meanaudio.objectives.flow_matching import keep_text
-from meanaudio.types import Loss, Network, TextFeatures
+from meanaudio.flow import expand, interpolate, schedule, velocity
+from meanaudio.objectives.flow_matching import draw
+from meanaudio.types import Draws, Loss, Network, TextFeatures
 
 
 @torch.no_grad()
@@ -61,25 +63,20 @@ def total_derivative(net: Network, z: Tensor, t: Tensor, r: Tensor, v: Tensor, t
         return torch.func.jvp(lambda z, t, r: net(z, t, r, condition), (z, t, r), tangents)[1]
 
 
+def draw_intervals(shape: Sequence[int], *, progress: float, generator: torch.Generator, config: ObjectiveConfig) -> Draws:
+    """Times with r < t in the scheduled share of the rows, r = t in the others."""
+    return draw(shape, interval_fraction=schedule(config.interval_fraction, progress), generator=generator, config=config)
+
+
 def mean_flow(
-    net: Network,
-    x: Tensor,
-    text: TextFeatures,
-    null: TextFeatures,
-    *,
-    progress: float,
-    generator: torch.Generator,
-    config: ObjectiveConfig,
+    net: Network, x: Tensor, text: TextFeatures, null: TextFeatures, draws: Draws, *, progress: float, config: ObjectiveConfig
 ) -> Loss:
     """Adaptively weighted squared error between u(z, t, r) and v_g - (t - r) du/dt.
 
     Rows with r = t need no derivative; rows that lose their text regress the plain velocity unless `dropped_rows` is "release".
     """
-    # Draws
-    noise = torch.randn(x.shape, generator=generator).to(x)
-    t, r = (s.to(x.device) for s in sample_times(len(x), config.time, schedule(config.interval_fraction, progress), generator))
-    keep = keep_text(len(x), config.text_dropout, generator, x.device)
-    return mean_flow_at(net, x, noise, t, r, keep, text, null, guidance=schedule(config.guidance, progress), config=config)
+    guidance = schedule(config.guidance, progress)
+    return mean_flow_at(net, x, draws.noise.to(x), draws.t, draws.r, draws.keep, text, null, guidance=guidance, config=config)
 
 
 def mean_flow_at(

@@ -270,6 +270,17 @@ def test_draws_come_from_the_generator_alone(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_may_be_split_once_it_is_drawn(name):
+    """What several processes and accumulation rely on: a row's loss does not depend on the rows beside it."""
+    net, x, objective = network(), draws()[0], make_objective(CONFIGS[name])
+    drawn = objective.draw(x.shape, progress=0.7, generator=torch.Generator().manual_seed(2))
+    whole = objective.loss(net, x, TEXT, NULL, drawn, progress=0.7).per_sample
+    for rows in (slice(0, None, 2), slice(1, None, 2)):
+        part = objective.loss(net, x[rows], TEXT[rows], NULL, drawn[rows], progress=0.7).per_sample
+        torch.testing.assert_close(part, whole[rows], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_inputs_are_not_changed(name):
     x = draws()[0]
     before = copy.deepcopy((x, TEXT, NULL))
