@@ -1,4 +1,4 @@
-"""Weights, configs and training states on disk. Nothing here is pickled by us or unpickled as code.
+"""Weights and configs on disk. Nothing here is pickled by us or unpickled as code.
 
 A checkpoint folder holds config.json and one safetensors file a part; it describes itself, so reading it takes no flags.
 """
@@ -79,7 +79,7 @@ def load_weights(path: Path, *, finite: bool = True) -> dict[str, Tensor]:
     if finite:
         bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
         if bad:
-            raise InputError(f"{path}: NaN or infinite weights in {_some(bad)}")
+            raise InputError(f"{path}: NaN or infinite weights in {some(bad)}")
     return state
 
 
@@ -91,12 +91,12 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
     own = module.state_dict()
     faults = []
     if missing := [k for k in own if k not in state]:
-        faults.append(f"missing {_some(missing)}")
+        faults.append(f"missing {some(missing)}")
     if extra := [k for k in state if k not in own]:
-        faults.append(f"not expected {_some(extra)}")
+        faults.append(f"not expected {some(extra)}")
     shapes = [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape]
     if shapes:
-        faults.append(f"misshaped {_some(shapes)}")
+        faults.append(f"misshaped {some(shapes)}")
     if faults:
         raise InputError(f"{source}: weights of another network: {'; '.join(faults)}")
     assign = any(v.is_meta for v in own.values())
@@ -141,7 +141,7 @@ def _typed(path: Path, key: str, tensor: Tensor, dtype: torch.dtype | None) -> T
         return file.get_tensor(key).to(dtype)
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def some(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -221,19 +221,6 @@ def _compare(folder: Path, same: Callable[[Path, dict[str, Any]], bool], otherwi
     if missing or wrong:
         raise InputError(f"{folder} is not as it was made: {_some([*missing, *wrong])}; copy or convert it again")
     return True
-
-
-def save_training_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Optimiser, weights and counters of a run; tensors and plain values only."""
-    write_beside(path, lambda p: torch.save(dict(state), p))
-
-
-def load_training_state(path: Path) -> dict[str, Any]:
-    """Raises InputError if the file is damaged or holds anything but tensors and plain values."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a different type for each kind of damage
-        raise InputError(f"{path}: not a readable training state ({type(error).__name__}: {str(error).partition(chr(10))[0]})") from None
 
 
 def require_space(folder: Path, needed: int) -> None:

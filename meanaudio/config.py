@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from meanaudio.audio import AudioSpec
 from meanaudio.errors import InputError
@@ -247,17 +247,42 @@ class OptimConfig(Config):
     warmup: int = Field(100, ge=0)
     decay: Literal["constant", "cosine", "steps"] = "cosine"
     final: float = Field(0.01, ge=0, le=1)
-    ema: float = Field(0.05, ge=0, lt=0.29, description="relative width sigma_rel of the power-function EMA; 0 keeps none")
+    ema: tuple[Annotated[float, Field(ge=0, lt=0.28)], ...] = Field(
+        (0.05, 0.10),
+        min_length=1,
+        description="relative widths sigma_rel of the averages; the first is evaluated and exported; 0: no average",
+    )
+    ema_snapshots: int = Field(16, ge=0, description="how often in a run the averages are stored, so that others can be made of them")
+
+    @field_validator("ema", mode="before")
+    @classmethod
+    def _one_width(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | float) else value
 
 
 class LoopConfig(Config):
+    """batch_size: rows of an optimiser step, over all processes and accumulated parts together.
+
+    parallel: what several processes (torchrun) do: each keeps the whole network ("ddp") or a shard of it ("fsdp").
+    accumulate: in how many parts a process works off its rows, to save memory.
+    best: the held-out number whose lowest value marks the network in best/; the task's own choice if left out.
+    keep_bytes: the most that states, exports and snapshots of a run may take on the disk; fewer snapshots are kept if need be.
+    rank_timeout: seconds without a sign of life after which a process counts as dead.
+    """
+
     steps: int = Field(1000, gt=0)
     batch_size: int = Field(16, gt=0)
     seed: int = Field(0, ge=0)
     precision: Literal["float32", "bf16"] = "float32"
+    parallel: Literal["none", "ddp", "fsdp"] = "none"
+    accumulate: int = Field(1, gt=0)
+    compile: bool = False
     log_every: int = Field(20, gt=0)
     sample_every: int = Field(500, gt=0)
     save_every: int = Field(500, gt=0)
+    best: str | None = None
+    keep_bytes: float | None = Field(None, gt=0)
+    rank_timeout: float = Field(20.0, gt=0)
 
 
 class VAETrainConfig(Config):

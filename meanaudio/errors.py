@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class TrainingDiverged(RuntimeError):
     """A loss or gradient was not finite; the message names the step and the batch's ids. The CLI exits with 1."""
+
+
+class RankLost(RuntimeError):
+    """Another process of a distributed run failed or died; the message names it. The CLI exits with 1."""

@@ -7,7 +7,7 @@ import warnings
 
 from meanaudio.cli import data, learn, make, measure
 from meanaudio.cli.common import app
-from meanaudio.errors import InputError, TrainingDiverged
+from meanaudio.errors import InputError, RankLost, TrainingDiverged
 
 __all__ = ["app", "data", "learn", "main", "make", "measure"]
 
@@ -24,4 +24,7 @@ def main(prefix: list[str] | None = None) -> None:
         sys.exit(2)
     except TrainingDiverged as error:
         print(f"error: training diverged: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RankLost as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

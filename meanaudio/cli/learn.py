@@ -17,13 +17,31 @@ def train(
     set_: Set = None,
     device: Device = None,
     until: Annotated[Optional[int], typer.Option(help="Stop after this many steps; a later call goes on.")] = None,
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="Resume although the config is not the one the run was started with; the log will say so."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the VAE, the vocoder or the transformer, as the config says."""
+    """Train the VAE, the vocoder or the transformer, as the config says; the last of these on many processes, started by torchrun."""
     from meanaudio.config import TrainConfig, load_config
     from meanaudio.training.run import train as run
 
-    run(load_config(TrainConfig, config, set_ or []), out, device=device, until=until, progress_bar=not quiet)
+    settings = load_config(TrainConfig, config, set_ or [])
+    run(settings, out, device=device, until=until, progress_bar=not quiet, allow_changes=allow_changes)
+
+
+@app.command()
+def ema(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    sigma_rel: Annotated[float, typer.Option("--sigma-rel", help="Relative width of the average, 0 to 0.28; longer averages have more.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new checkpoint.")],
+    step: Annotated[Optional[int], typer.Option(help="The average as it stood after this step; the last snapshot's if left out.")] = None,
+) -> None:
+    """Make another average of a run's weights than the one it exported."""
+    from meanaudio.training.posthoc import reconstruct
+
+    print(reconstruct(run, sigma_rel, out, step=step))
 
 
 @app.command()

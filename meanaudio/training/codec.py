@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -33,7 +34,10 @@ def _num_samples(seconds: float, config: CodecConfig) -> int:
 
 
 class _CodecTask:
-    """What both tasks share: windows of the training clips, and one fixed batch of held-out windows."""
+    """What both tasks share: windows of the training clips, and one fixed batch of held-out windows. They run on one process."""
+
+    networks: dict[str, nn.Module]
+    averaged: str
 
     def __init__(self, config: TrainConfig, codec: CodecConfig, device: torch.device, seconds: float) -> None:
         self.config, self.codec, self.device = config, codec, torch.device(device)
@@ -54,6 +58,9 @@ class _CodecTask:
     def autocast(self) -> torch.autocast:
         return computing_in(DTYPES[self.config.loop.precision], self.device)
 
+    def blank(self) -> nn.Module:
+        return copy.deepcopy(self.networks[self.averaged])
+
     def write_config(self, folder: Path) -> None:
         write_json(folder / "config.json", {"codec": self.codec.model_dump(mode="json")})
 
@@ -62,6 +69,7 @@ class VAETask(_CodecTask):
     """L1 of the normalised mel and of its differences along time and frequency, plus a light KL term."""
 
     averaged = "vae"
+    best = "mel_l1"
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         super().__init__(config, config.codec, device, config.vae.window)
@@ -71,7 +79,7 @@ class VAETask(_CodecTask):
         if not isinstance(vae, MelVAE):
             raise InputError(f"codec.vae.kind {config.codec.vae.kind!r} is for converted checkpoints; conv and linear_conv can be trained")
         self._measure(vae)
-        self.networks: dict[str, nn.Module] = {"vae": vae}
+        self.networks = {"vae": vae}
 
     @torch.no_grad()
     def _measure(self, vae: MelVAE) -> None:
@@ -96,7 +104,7 @@ class VAETask(_CodecTask):
         error = output - target
         gradient = error.diff(dim=1).abs().mean() + error.diff(dim=2).abs().mean()
         kl = 0.5 * (posterior.mean.square() + posterior.std.square() - 1 - 2 * posterior.std.log()).mean()
-        update("vae", l1 + self.config.vae.gradient_weight * gradient + self.config.vae.kl_weight * kl, ids)
+        update("vae", [(l1 + self.config.vae.gradient_weight * gradient + self.config.vae.kl_weight * kl, ids)])
         return {"l1": l1.item(), "gradient": gradient.item(), "kl": kl.item()}
 
     @torch.no_grad()
@@ -131,6 +139,7 @@ class VocoderTask(_CodecTask):
     """Multi-resolution STFT and mel losses; late in the run a discriminator and its features join."""
 
     averaged = "vocoder"
+    best = "vocoder_mel_l1"
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.vae: VAE | None = None
@@ -149,7 +158,7 @@ class VocoderTask(_CodecTask):
             torch.manual_seed(config.loop.seed)
             vocoder = make_vocoder(codec).to(self.device)
             discriminator = Discriminator(config.vocoder.discriminator_width).to(self.device)
-        self.networks: dict[str, nn.Module] = {"vocoder": vocoder, "discriminator": discriminator}
+        self.networks = {"vocoder": vocoder, "discriminator": discriminator}
 
     @torch.no_grad()
     def mels(self, audio: Tensor, generator: torch.Generator) -> Tensor:
@@ -174,7 +183,7 @@ class VocoderTask(_CodecTask):
         if progress >= settings.adversarial_from and (settings.adversarial_weight > 0 or settings.feature_weight > 0):
             extra, more = self._judge(output, audio, ids, update)
             loss, logs = loss + extra, logs | more
-        update("vocoder", loss, ids)
+        update("vocoder", [(loss, ids)])
         return logs
 
     def _judge(self, output: Tensor, audio: Tensor, ids: list[str], update: Update) -> tuple[Tensor, dict[str, float]]:
@@ -184,7 +193,7 @@ class VocoderTask(_CodecTask):
         output, audio, ids = output[::2], audio[::2], ids[::2]
         with self.autocast():
             judged = discriminator_loss(discriminator, output.detach(), audio)
-        update("discriminator", judged, ids)
+        update("discriminator", [(judged, ids)])
         discriminator.requires_grad_(False)
         with self.autocast():
             adversarial, features = generator_losses(discriminator, output, audio)

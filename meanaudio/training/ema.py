@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
+
+from meanaudio.training.parallel import local
 
 
 def gamma_of(sigma_rel: float) -> float:
@@ -24,18 +24,19 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 class PowerEMA:
-    """Keeps `network`, an average of the weights it is shown, weighted by (step)^gamma: early weights fade by themselves."""
+    """Averages of a network's parameters, weighted by (step)^gamma: early weights fade by themselves. Shards stay shards.
 
-    def __init__(self, source: nn.Module, sigma_rel: float) -> None:
-        self.network = copy.deepcopy(source).eval().requires_grad_(False)
+    After step n the weights of step k have the share (k / n)^(gamma + 1) - ((k - 1) / n)^(gamma + 1). sigma_rel 0: the last weights.
+    """
+
+    def __init__(self, network: nn.Module, sigma_rel: float) -> None:
+        self.sigma_rel = sigma_rel
         self.exponent = gamma_of(sigma_rel) + 1 if sigma_rel > 0 else None
+        self.averages: dict[str, Tensor] = {name: p.detach().clone() for name, p in network.named_parameters()}
 
     @torch.no_grad()
-    def update(self, source: nn.Module, step: int) -> None:
+    def update(self, network: nn.Module, step: int) -> None:
         """Take in the weights after optimiser step `step` (1-based)."""
         keep = (1 - 1 / step) ** self.exponent if self.exponent is not None else 0.0
-        averages: list[Tensor] = list(self.network.parameters())
-        weights = [p.detach() for p in source.parameters()]
-        torch._foreach_lerp_(averages, weights, 1 - keep)
-        for average, buffer in zip(self.network.buffers(), source.buffers(), strict=True):
-            average.copy_(buffer)
+        weights = [local(p.detach()) for p in network.parameters()]
+        torch._foreach_lerp_([local(average) for average in self.averages.values()], weights, 1 - keep)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from meanaudio import distributed
 from meanaudio.audio import limit_peak, save_audio
-from meanaudio.checkpoint import file_hash, load_into, load_weights, read_json, save_weights, write_json
+from meanaudio.checkpoint import file_hash, load_into, load_weights, read_json, save_weights, write_beside, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
 from meanaudio.config import CheckpointConfig, TrainConfig
 from meanaudio.data.shards import ShardDataset, epoch_order
@@ -20,8 +23,11 @@ from meanaudio.objectives import make_objective
 from meanaudio.plots import save_spectrograms
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
+from meanaudio.training.log import mean_numbers
 from meanaudio.training.loop import Update
-from meanaudio.types import LatentBatch
+from meanaudio.training.parallel import LossModule, forward_pass, spread
+from meanaudio.training.validation import CHUNK, held_out_loss
+from meanaudio.types import Draws, LatentBatch
 
 SAMPLES = 6  # clips written at each evaluation
 HELD_OUT = 256  # items the held-out numbers are computed over
@@ -31,22 +37,35 @@ class GeneratorTask:
     """Batches, loss, samples and export of the transformer. `config.data` holds shards train/ and val/."""
 
     averaged = "network"
+    best = "error"
 
-    def __init__(self, config: TrainConfig, device: str = "cpu") -> None:
+    def __init__(self, config: TrainConfig, device: str | torch.device = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
+        parts = distributed.size() * config.loop.accumulate
+        if config.loop.batch_size % parts:
+            raise InputError(
+                f"loop.batch_size = {config.loop.batch_size} must be a multiple of {parts}: "
+                f"{distributed.size()} process(es), loop.accumulate = {config.loop.accumulate}"
+            )
         self.train = ShardDataset(Path(config.data) / "train")
         self.held_out = ShardDataset(Path(config.data) / "val")
+        if len(self.held_out) < distributed.size():
+            raise InputError(f"{self.held_out.folder}: {len(self.held_out)} items are fewer than the {distributed.size()} processes")
         self._check_shards()
         statistics = self.train.statistics
         self.mean, self.std = statistics.mean.to(self.device), statistics.std.to(self.device)
         self.null = self.train.null_text.to(self.device)
         self.objective = make_objective(config.objective)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.loop.seed)
-            network = make_network(config.network)
+        network = self.blank()
         if config.init_from is not None:
             self._continue_from(network, Path(config.init_from))
-        self.networks: dict[str, nn.Module] = {"network": network.to(self.device)}
+        self.networks: dict[str, nn.Module] = {"network": network}
+        self.loss = spread(LossModule(network, self.objective), config.loop.parallel)
+
+    def blank(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.loop.seed)
+            return make_network(self.config.network).to(self.device)
 
     def _check_shards(self) -> None:
         config = self.config
@@ -76,40 +95,65 @@ class GeneratorTask:
         new = {k: v for k, v in network.state_dict().items() if k.split(".")[0] in ("interval_embedding", "guidance_embedding")}
         load_into(network, {**{k: v for k, v in new.items() if k not in state}, **state}, folder / NETWORK_FILE)
 
-    def draw(self, step: int) -> tuple[LatentBatch, torch.Tensor, torch.Generator]:
-        """Batch number `step`: items, normalised latents [B, L, C] drawn from their posteriors, and the step's generator."""
+    def draw(self, step: int, progress: float) -> tuple[LatentBatch, torch.Tensor, Draws]:
+        """This process's rows of batch number `step`: items, normalised latents [B, L, C] drawn from their posteriors, and draws.
+
+        All that is random is drawn for the whole batch, so that it does not depend on the number of processes.
+        """
         loop = self.config.loop
-        batch = self.train.batch(epoch_order(len(self.train), loop.batch_size, step, loop.seed))
+        order, rows = epoch_order(len(self.train), loop.batch_size, step, loop.seed), list(distributed.my_rows(loop.batch_size))
+        batch = self.train.batch([order[row] for row in rows])
         generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + step)
-        return batch, (batch.sample(generator).to(self.device) - self.mean) / self.std, generator
+        shape = (loop.batch_size, *batch.mean.shape[1:])
+        x = batch.mean + batch.std * torch.randn(shape, generator=generator)[rows]
+        draws = self.objective.draw(shape, progress=progress, generator=generator)[rows]
+        return batch, (x.to(self.device) - self.mean) / self.std, draws.to(self.device)
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
-        batch, x, generator = self.draw(step)
-        with self._precision():
-            loss = self.objective(
-                self.networks["network"], x, batch.text.to(self.device), self.null, progress=progress, generator=generator
-            )
-        update("network", loss.per_sample.mean(), batch.ids)
-        return loss.logs
+        batch, x, draws = self.draw(step, progress)
+        text, parts = batch.text.to(self.device), self.config.loop.accumulate
+        if not self.config.network.mask_text:  # a network that hears padding hears the same amount of it in every batch
+            text = text.pad_to(self.config.text.max_tokens)
+        logs: list[dict[str, float]] = []
+
+        def losses() -> Iterator[tuple[torch.Tensor, list[str]]]:
+            for part in range(parts):
+                rows = slice(part, None, parts)
+                with forward_pass(self.loss, last=part == parts - 1), self._precision():
+                    per_sample, _, numbers = self.loss(x[rows], text[rows], self.null, draws[rows], progress)
+                logs.append(numbers)
+                yield per_sample.mean() / parts, batch.ids[rows]
+
+        update("network", losses())
+        return mean_numbers(logs)
 
     @torch.inference_mode()
     def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:
-        """One-step (mean velocity) or 25-step (flow matching) outputs for held-out captions: distances, and a few as sound."""
-        mean = self.config.network.interval != "none"
-        indices = list(range(min(HELD_OUT, len(self.held_out))))
-        batch = self.held_out.batch(indices)
-        reference = (batch.mean.to(self.device) - self.mean) / self.std
-        noise = per_sample_noise(reference.shape[1:], indices, self.device)
+        """The loss on held-out clips, and one-step (mean velocity) or 25-step (flow matching) outputs for their captions.
+
+        The clips are shared out over the processes; distances are over all of them, and a few are written as sound.
+        """
         assert isinstance(network, Transformer)
-        numbers: dict[str, float] = {}
+        mean, count = self.config.network.interval != "none", min(HELD_OUT, len(self.held_out))
+        rows = list(distributed.my_rows(count))
+        batch = self.held_out.batch(rows)
+        reference = (batch.mean.to(self.device) - self.mean) / self.std
+        noise = per_sample_noise(reference.shape[1:], rows, self.device)
+        with self._precision():
+            numbers = held_out_loss(network, self.config.objective, batch, self.null, self.mean, self.std, count)
+        references = distributed.gather_rows(reference, count)
         for steps in (1, 4) if mean else (25,):
-            with self._precision():
-                field = network.field(network.condition(batch.text.to(self.device)))
-                made = integrate(field, noise, uniform_times(steps), mean=mean).float()
-            numbers |= {f"{k}_{steps}_step": v for k, v in held_out_distance(made, reference).items()}
+            made = []
+            for i in range(0, len(rows), CHUNK):
+                with self._precision():
+                    field = network.field(network.condition(batch.text[i : i + CHUNK].to(self.device)))
+                    made.append(integrate(field, noise[i : i + CHUNK], uniform_times(steps), mean=mean).float())
+            everything = distributed.gather_rows(torch.cat(made), count)
+            numbers |= {f"{k}_{steps}_step": v for k, v in held_out_distance(everything, references).items()}
             if steps == 1 or not mean:
-                outputs = made
-        self._write_samples(outputs, reference, folder)
+                outputs = everything
+        if distributed.is_main():
+            self._write_samples(outputs, references, folder)
         return numbers
 
     def _precision(self) -> torch.autocast:
@@ -135,7 +179,7 @@ class GeneratorTask:
         save_weights(folder / NETWORK_FILE, network.state_dict())
         for name in (VAE_FILE, VOCODER_FILE):
             if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+                write_beside(folder / name, partial(shutil.copyfile, source / name))
         described = CheckpointConfig(
             seconds=config.seconds,
             codec=read_codec_config(source),

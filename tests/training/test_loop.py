@@ -7,76 +7,29 @@ import signal
 
 import pytest
 import torch
-from fakes import LATENT_DIM, fill, normals, random_text, tiny_network
+from fakes import LATENT_DIM, fill, random_text, tiny_network
+from runs import assert_same_run, rows, step_of, tiny_run
 
-from meanaudio.checkpoint import file_hash, load_training_state, load_weights, save_weights, write_json
-from meanaudio.codec.codec import VAE_FILE, make_vae
-from meanaudio.config import LoopConfig, ObjectiveConfig, OptimConfig, TextConfig, TrainConfig, constant
-from meanaudio.data.shards import finish_index, shard_path, write_null_text, write_shard
+from meanaudio.checkpoint import load_weights, save_weights, write_json
+from meanaudio.codec.codec import VAE_FILE
+from meanaudio.config import LoopConfig, ObjectiveConfig, OptimConfig, TextConfig, TrainConfig
 from meanaudio.errors import InputError, TrainingDiverged
-from meanaudio.objectives import make_objective
+from meanaudio.objectives import Objective
 from meanaudio.pipeline import MeanAudio
 from meanaudio.training.ema import PowerEMA, gamma_of
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.log import RunLog, read_log
 from meanaudio.training.loop import Loop, learning_rate
-from meanaudio.types import Gaussian, Loss
+from meanaudio.types import Loss
 
 
 @pytest.fixture
 def config(tmp_path) -> TrainConfig:
-    """A run of 10 steps on synthetic shards; its codec folder has no vocoder, so that no sound is written."""
-    from fakes import TINY_CODEC
-
-    codec = tmp_path / "codec"
-    save_weights(codec / VAE_FILE, fill(make_vae(TINY_CODEC)).state_dict())
-    write_json(codec / "config.json", {"codec": TINY_CODEC.model_dump(mode="json")})
-    facts = {"codec_hash": file_hash(codec / VAE_FILE), "text": TextConfig().model_dump(), "seconds": 1.024}
-    for name, count, seed in (("train", 11, 0), ("val", 4, 1)):
-        folder = tmp_path / "shards" / name
-        latents = Gaussian(normals(count, 16, LATENT_DIM, seed=seed), normals(count, 16, LATENT_DIM, seed=seed + 5).abs() * 0.1)
-        ids = [f"{name}{i}" for i in range(count)]
-        write_shard(shard_path(folder, 0), latents, random_text([2 + i % 4 for i in range(count)], seed=seed), ids, ids, "test")
-        write_null_text(folder, random_text([1], seed=7))
-        finish_index(folder, 1, count, facts)
-    return TrainConfig(
-        data=str(tmp_path / "shards"),
-        codec_from=str(codec),
-        seconds=1.024,
-        codec=TINY_CODEC,
-        network=tiny_network(),
-        objective=ObjectiveConfig(interval_fraction=constant(0.5)),
-        optim=OptimConfig(lr=3e-3, warmup=3),
-        loop=LoopConfig(steps=10, batch_size=4, log_every=2, sample_every=5, save_every=4),
-    )
+    return tiny_run(tmp_path)
 
 
 def loop_of(config, folder) -> Loop:
     return Loop(GeneratorTask(config), config, folder)
-
-
-def rows(folder):
-    return [{k: v for k, v in row.items() if k != "seconds_per_step"} for row in read_log(folder)]
-
-
-def flatten(value, name=""):
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{name}/{key}").items()}
-    if isinstance(value, list):
-        return flatten(dict(enumerate(value)), name)
-    return {name: value}
-
-
-def assert_same_run(a, b):
-    """Bit for bit: weights, averages, optimisers, counters, log rows and exports."""
-    first, second = (flatten(load_training_state(folder / "state.pt")) for folder in (a, b))
-    assert first.keys() == second.keys()
-    assert any("exp_avg_sq" in key for key in first)
-    assert any(key.startswith("/ema/") for key in first)
-    for key, value in first.items():
-        assert torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value == second[key], key
-    assert rows(a) == rows(b)
-    assert (a / "export" / "network.safetensors").read_bytes() == (b / "export" / "network.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["mean_flow", "flow_matching"])
@@ -92,7 +45,7 @@ def test_ten_steps_equal_six_and_resume_and_four(config, tmp_path, kind, precisi
     )
     loop_of(config, tmp_path / "whole").run(progress_bar=False)
     loop_of(config, tmp_path / "parts").run(until=6, progress_bar=False)
-    assert load_training_state(tmp_path / "parts" / "state.pt")["step"] == 6
+    assert step_of(tmp_path / "parts") == 6
     torch.randn(3)
     loop_of(config, tmp_path / "parts").run(progress_bar=False)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -116,7 +69,7 @@ def test_a_killed_run_repeats_from_its_last_state(config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         killed.run(progress_bar=False)
     assert read_log(tmp_path / "killed")[-1]["step"] == 6
-    assert load_training_state(tmp_path / "killed" / "state.pt")["step"] == 4
+    assert step_of(tmp_path / "killed") == 4
     with (tmp_path / "killed" / "log.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')
     loop_of(config, tmp_path / "killed").run(progress_bar=False)
@@ -137,7 +90,7 @@ def test_a_signal_saves_and_the_rest_follows(config, tmp_path):
     stopped.task.step = interrupt
     stopped.run(progress_bar=False)
     assert signal.getsignal(signal.SIGTERM) == before
-    assert load_training_state(tmp_path / "stopped" / "state.pt")["step"] == 3
+    assert step_of(tmp_path / "stopped") == 3
     loop_of(config, tmp_path / "stopped").run(progress_bar=False)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
@@ -174,7 +127,7 @@ def test_batches_are_normalised_and_drawn_anew_each_step(config):
     task = GeneratorTask(config.model_copy(update={"loop": config.loop.model_copy(update={"batch_size": 11})}))
     drawn, noises = {}, []
     for step in range(40):
-        batch, x, _ = task.draw(step)
+        batch, x, _ = task.draw(step, 0.0)
         noises.append((x * task.std + task.mean - batch.mean) / batch.std)
         drawn[step] = x[torch.tensor([int(name.removeprefix("train")) for name in batch.ids]).argsort()]
     everything = torch.stack(list(drawn.values())).flatten(0, 2)
@@ -185,7 +138,7 @@ def test_batches_are_normalised_and_drawn_anew_each_step(config):
     stds = (task.train.batch(list(range(11))).std / task.std).flatten(0, 1)
     spread = torch.stack(list(drawn.values())).std(0).flatten(0, 1)
     torch.testing.assert_close(spread.mean(0), stds.mean(0), atol=0.02, rtol=0.1)
-    assert torch.equal(task.draw(7)[1], task.draw(7)[1])
+    assert torch.equal(task.draw(7, 0.0)[1], task.draw(7, 0.0)[1])
 
 
 def test_the_seed_decides_the_run(config, tmp_path):
@@ -212,7 +165,7 @@ def test_a_changed_config_is_refused_with_the_key(config, tmp_path, section, cha
         loop_of(changed, tmp_path / "run").run(progress_bar=False)
     assert f"{section}.{key}: {getattr(earlier, key)!r} -> {value!r}" in str(error.value)
     assert str(error.value).count("->") == 1
-    assert load_training_state(tmp_path / "run" / "state.pt")["step"] == 2
+    assert step_of(tmp_path / "run") == 2
     assert json.loads((tmp_path / "run" / "train_config.json").read_text()) == config.model_dump(mode="json")
 
 
@@ -220,14 +173,14 @@ def test_how_often_to_log_and_save_may_change(config, tmp_path):
     loop_of(config, tmp_path / "run").run(until=2, progress_bar=False)
     changed = config.model_copy(update={"loop": config.loop.model_copy(update={"log_every": 1, "sample_every": 3, "save_every": 7})})
     loop_of(changed, tmp_path / "run").run(progress_bar=False)
-    assert load_training_state(tmp_path / "run" / "state.pt")["step"] == 10
+    assert step_of(tmp_path / "run") == 10
 
 
 def test_a_damaged_state_is_refused_by_name(config, tmp_path):
     loop_of(config, tmp_path / "run").run(until=2, progress_bar=False)
-    path = tmp_path / "run" / "state.pt"
+    path = next((tmp_path / "run" / "state").glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"state\.pt"):
+    with pytest.raises(InputError, match="run/state: not a readable training state"):
         loop_of(config, tmp_path / "run").run(progress_bar=False)
 
 
@@ -260,7 +213,7 @@ def test_shards_of_another_codec_are_refused(config, tmp_path):
 def test_nan_stops_with_the_batch_and_leaves_the_last_state_usable(config, tmp_path, where):
     loop_of(config, tmp_path / "whole").run(progress_bar=False)
     loop = loop_of(config, tmp_path / "run")
-    objective, calls = make_objective(config.objective), []
+    calls = []
 
     class BadGradient(torch.autograd.Function):
         @staticmethod
@@ -271,17 +224,18 @@ def test_nan_stops_with_the_batch_and_leaves_the_last_state_usable(config, tmp_p
         def backward(ctx, gradient):
             return gradient * float("nan")
 
-    def spoilt(*args, **options):
-        loss = objective(*args, **options)
-        calls.append(1)
-        if len(calls) < 6:
-            return loss
-        return Loss(loss.per_sample * float("nan") if where == "loss" else BadGradient.apply(loss.per_sample), loss.t, loss.logs)
+    class Spoilt(Objective):
+        def loss(self, *args, **options):
+            loss = super().loss(*args, **options)
+            calls.append(1)
+            if len(calls) < 6:
+                return loss
+            return Loss(loss.per_sample * float("nan") if where == "loss" else BadGradient.apply(loss.per_sample), loss.t, loss.logs)
 
-    loop.task.objective = spoilt
+    loop.task.loss.objective = Spoilt(config.objective)
     with pytest.raises(TrainingDiverged, match=rf"step 5: the {where} of 'network' is nan") as error:
         loop.run(progress_bar=False)
-    assert all(name in str(error.value) for name in loop.task.draw(5)[0].ids)
+    assert all(name in str(error.value) for name in loop.task.draw(5, 0.5)[0].ids)
     assert all(torch.isfinite(p).all() for p in loop.task.networks["network"].parameters())
     loop_of(config, tmp_path / "run").run(progress_bar=False)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
@@ -294,10 +248,10 @@ def test_the_export_is_the_average_and_is_a_checkpoint(config, tmp_path, tiny_ch
     (tmp_path / "codec" / "vocoder.safetensors").write_bytes((tiny_checkpoint / "vocoder.safetensors").read_bytes())
     wide = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": 2, "sample_every": 100})})
     loop = loop_of(wide, tmp_path / "run")
-    loop.task.evaluate = lambda network, folder: {}
+    loop.task.evaluate = lambda network, folder: {"error": 1.0}
     loop.run(progress_bar=False)
     model = MeanAudio.from_pretrained(tmp_path / "run" / "export", device="cpu")
-    for key, value in loop.ema.network.state_dict().items():
+    for key, value in loop.averages[0].averages.items():
         assert torch.equal(model.network.state_dict()[key], value)
     statistics = loop.task.train.statistics
     assert torch.equal(model.mean, statistics.mean)
@@ -351,7 +305,7 @@ def test_the_ema_has_the_width_asked_for():
         for ema, value in ((first, step / steps), (second, (step / steps) ** 2)):
             torch.nn.init.constant_(source.weight, value)
             ema.update(source, step)
-    mean, square = first.network.weight.item(), second.network.weight.item()
+    mean, square = first.averages["weight"].item(), second.averages["weight"].item()
     gamma = gamma_of(sigma)
     assert mean == pytest.approx((gamma + 1) / (gamma + 2), rel=1e-2)
     assert math.sqrt(square - mean**2) == pytest.approx(sigma, rel=1e-2)
@@ -359,16 +313,13 @@ def test_the_ema_has_the_width_asked_for():
 
 @pytest.mark.parametrize("sigma", [0.0, 0.05, 0.25])
 def test_the_ema_of_constant_weights_is_those_weights(sigma):
-    source = torch.nn.BatchNorm1d(3)
+    source = torch.nn.Linear(3, 2)
     ema = PowerEMA(source, sigma)
     fill(source, 4)
-    source.running_mean += 5
     for step in range(1, 6):
         ema.update(source, step)
-    assert torch.equal(ema.network.weight, source.weight)
-    assert torch.equal(ema.network.running_mean, source.running_mean)
-    assert not ema.network.training
-    assert not ema.network.weight.requires_grad
+    assert torch.equal(ema.averages["weight"], source.weight)
+    assert not ema.averages["weight"].requires_grad
 
 
 def test_no_ema_is_the_weights_themselves():
@@ -377,7 +328,7 @@ def test_no_ema_is_the_weights_themselves():
     for step in range(1, 4):
         fill(source, step)
         ema.update(source, step)
-        assert torch.equal(ema.network.weight, source.weight)
+        assert torch.equal(ema.averages["weight"], source.weight)
 
 
 def test_the_log_drops_rows_of_steps_that_will_be_repeated(tmp_path):

@@ -1,0 +1,75 @@
+"""The loss on one process or many: DDP keeps the network whole on each, FSDP2 keeps a shard on each between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from meanaudio import distributed
+from meanaudio.objectives import Objective
+from meanaudio.types import Draws, TextFeatures
+
+
+class LossModule(nn.Module):
+    """Network and objective as one forward: a Jacobian-vector product passes through neither DDP's nor FSDP's wrapper from outside."""
+
+    def __init__(self, network: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def forward(
+        self, x: Tensor, text: TextFeatures, null: TextFeatures, draws: Draws, progress: float
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """The fields of a `Loss` as a plain tuple, in which the wrappers find the tensors."""
+        loss = self.objective.loss(self.network, x, text, null, draws, progress=progress)  # type: ignore[arg-type]
+        return loss.per_sample, loss.t, loss.logs
+
+
+def spread(module: LossModule, parallel: str) -> nn.Module:
+    """`module` made ready for the processes that have joined: "ddp" or "fsdp". Alone, it is left as it is.
+
+    FSDP shards parameters in place: build optimisers and averages afterwards.
+    """
+    if not distributed.joined() or parallel == "none":
+        return module
+    if parallel == "ddp":
+        return DistributedDataParallel(module, gradient_as_bucket_view=True)
+    mesh = init_device_mesh(next(module.parameters()).device.type, (distributed.size(),))
+    for blocks in [m for m in module.modules() if isinstance(m, nn.ModuleList)]:
+        for block in blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=False)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+    return module
+
+
+@contextmanager
+def forward_pass(module: nn.Module, *, last: bool) -> Iterator[None]:
+    """Around one forward of `module`; gradients are summed over the processes in the backward of the `last` one of a step."""
+    if isinstance(module, DistributedDataParallel) and not last:
+        with module.no_sync():
+            yield
+        return
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+        # Gather all weights now. An objective may call the network more or less often on each rank, as the rows fall; gathering within
+        # these calls would then wait for a partner that never comes.
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.unshard()
+    yield
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard, sharing its memory; the tensor itself if it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor. All processes call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,228 @@
+"""Several gloo processes are one process: gradients, states, and how they end together."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from fakes import fill, tiny_network
+from runs import assert_same_run, outcomes, run, start, state_of, step_of, tiny_run, with_loop
+
+from meanaudio import distributed
+from meanaudio.checkpoint import load_weights, save_weights
+from meanaudio.config import ObjectiveConfig, constant
+from meanaudio.data.shards import epoch_order
+from meanaudio.distributed import Environment, process_group
+from meanaudio.errors import InputError, RankLost, TrainingDiverged
+from meanaudio.training.generator import GeneratorTask
+from meanaudio.training.loop import Loop
+from meanaudio.training.parallel import whole
+
+KINDS = {
+    "flow_matching": {"network": tiny_network(interval="none"), "objective": ObjectiveConfig(kind="flow_matching")},
+    # One row of four has an interval, so that of two processes one computes a derivative and one does not.
+    "mean_flow": {"network": tiny_network(), "objective": ObjectiveConfig(interval_fraction=constant(0.25))},
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_run(tmp_path)
+
+
+class Filled(GeneratorTask):
+    """Its network starts with no weight at zero."""
+
+    def blank(self):
+        return fill(super().blank(), 3, 0.2)
+
+
+def save_gradients(config, path) -> dict[str, float]:
+    """Write the gradients of one step; return what the step would log."""
+    with process_group(torch.device("cpu"), 10.0):
+        task = Filled(config)
+
+        def backward(name, losses):
+            for loss, _ in losses:
+                loss.backward()
+
+        logs = task.step(2, 0.5, backward)
+        gradients = {name: whole(parameter.grad) for name, parameter in task.networks["network"].named_parameters()}
+        if distributed.is_main():
+            save_weights(path, gradients)
+        return logs
+
+
+def assert_same_gradients(a, b):
+    first, second = load_weights(a), load_weights(b)
+    assert first.keys() == second.keys()
+    assert sum(value.abs().sum() > 0 for value in first.values()) > 0.9 * len(first)
+    for name, value in first.items():
+        assert (value - second[name]).abs().max() <= 2e-5 * value.abs().max(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_are_one_with_twice_the_batch(config, tmp_path, kind):
+    config = config.model_copy(update=KINDS[kind])
+    save_gradients(config, tmp_path / "one")
+    for parallel in ("ddp", "fsdp"):
+        found = outcomes(start(save_gradients, with_loop(config, parallel=parallel), tmp_path / parallel, ranks=2))
+        assert all(isinstance(one, dict) for one in found), found
+        assert_same_gradients(tmp_path / "one", tmp_path / parallel)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulated_parts_are_the_whole_batch(config, tmp_path, kind):
+    config = config.model_copy(update=KINDS[kind])
+    save_gradients(config, tmp_path / "one")
+    save_gradients(with_loop(config, accumulate=4), tmp_path / "parts")
+    assert_same_gradients(tmp_path / "one", tmp_path / "parts")
+    for parallel in ("ddp", "fsdp"):
+        found = outcomes(start(save_gradients, with_loop(config, parallel=parallel, accumulate=2), tmp_path / parallel, ranks=2))
+        assert all(isinstance(one, dict) for one in found), found
+        assert_same_gradients(tmp_path / "one", tmp_path / parallel)
+
+
+# ---------------------------------------------------------------- states
+
+
+class Act(GeneratorTask):
+    """Does `act` on rank `on` before it computes step `at`."""
+
+    def __init__(self, config, device, *, act, on, at):
+        super().__init__(config, device)
+        self.act, self.on, self.at = act, on, at
+
+    def step(self, step, progress, update):
+        if step == self.at and distributed.rank() in self.on:
+            self.act(self)
+        return super().step(step, progress, update)
+
+
+def run_with(act, on, at, config, folder, until=None):
+    """`run`, with something happening on ranks `on` before step `at`."""
+    with process_group(torch.device("cpu"), config.loop.rank_timeout):
+        Loop(Act(config, "cpu", act=act, on=on, at=at), config, folder).run(until=until, progress_bar=False)
+
+
+def die(task):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ask_to_stop(task):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def spoil(task):
+    task.std = task.std * float("nan")
+
+
+def refuse(task):
+    raise InputError("no such file: here")
+
+
+def resumed_state(config, folder, path):
+    """What a run continues with, put together and written to `path`."""
+    with process_group(torch.device("cpu"), 10.0):
+        loop = Loop(GeneratorTask(config), config, folder)
+        loop.resume()
+        tensors = {name: whole(value).clone() for name, value in loop.tensors().items()}
+        if distributed.is_main():
+            save_weights(path, tensors)
+        return loop.step
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_ten_steps_equal_six_and_a_kill_and_four(config, tmp_path, parallel):
+    """All processes are killed in step 8, in the middle of an epoch; the last state is of step 6."""
+    config = with_loop(config, parallel=parallel, save_every=3)
+    assert outcomes(start(run, config, tmp_path / "whole", ranks=2)) == [None, None]
+    assert outcomes(start(run_with, die, (0, 1), 7, config, tmp_path / "killed", ranks=2)) == [-signal.SIGKILL] * 2
+    assert step_of(tmp_path / "killed") == 6
+    assert outcomes(start(run, config, tmp_path / "killed", ranks=2)) == [None, None]
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert len(list((tmp_path / "whole" / "state").glob("*.safetensors"))) == 2
+
+
+def test_a_state_can_be_read_by_any_number_of_processes(config, tmp_path):
+    two, one = with_loop(config, parallel="fsdp"), with_loop(config, parallel="none", accumulate=2)
+    assert outcomes(start(run, two, tmp_path / "by two", 6, ranks=2)) == [None, None]
+    run(one, tmp_path / "by one", 6)
+    for folder in ("by two", "by one"):
+        written = state_of(tmp_path / folder)
+        assert resumed_state(one, tmp_path / folder, tmp_path / "read") == 6
+        assert_equal(load_weights(tmp_path / "read"), written)
+        for parallel in ("ddp", "fsdp"):
+            readers = start(resumed_state, with_loop(two, parallel=parallel), tmp_path / folder, tmp_path / "read", ranks=2)
+            assert outcomes(readers) == [6, 6]
+            assert_equal(load_weights(tmp_path / "read"), written)
+    run(one, tmp_path / "by two")
+    run(one, tmp_path / "by one")
+    a, b = state_of(tmp_path / "by two"), state_of(tmp_path / "by one")
+    for name in a:
+        assert torch.dist(a[name], b[name]) <= 1e-3 * a[name].norm(), name
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    assert [name for name, value in a.items() if not torch.equal(value, b[name])] == []
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path):
+    config = with_loop(config, parallel="ddp")
+    assert outcomes(start(run_with, ask_to_stop, (1,), 2, config, tmp_path / "run", ranks=2)) == [None, None]
+    assert step_of(tmp_path / "run") == 3
+
+
+# ---------------------------------------------------------------- ends
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_dead_process_ends_the_others_and_is_named(config, tmp_path, lost):
+    config = with_loop(config, parallel="ddp", rank_timeout=2.0)
+    processes = start(run_with, die, (lost,), 3, config, tmp_path / "run", ranks=2)
+    assert processes[lost].outcome() == -signal.SIGKILL
+    began = time.monotonic()
+    told = processes[1 - lost].outcome()
+    assert time.monotonic() - began < 12
+    assert isinstance(told, RankLost), told
+    assert f"rank {lost} (" in str(told)
+
+
+def test_a_process_that_fails_ends_the_others_with_its_words(config, tmp_path):
+    config = with_loop(config, parallel="fsdp", rank_timeout=20.0)
+    own, other = outcomes(start(run_with, refuse, (0,), 3, config, tmp_path / "run", ranks=2))
+    assert isinstance(own, InputError)
+    assert isinstance(other, RankLost), other
+    assert "rank 0 (" in str(other)
+    assert "InputError: no such file: here" in str(other)
+
+
+def test_nan_on_one_process_stops_all_with_the_ids(config, tmp_path):
+    config = with_loop(config, parallel="ddp")
+    found = outcomes(start(run_with, spoil, (1,), 3, config, tmp_path / "run", ranks=2))
+    assert all(isinstance(one, TrainingDiverged) for one in found), found
+    assert str(found[0]) == str(found[1])
+    order = epoch_order(11, 4, 3, config.loop.seed)
+    assert str(found[0]).endswith(f"batch: train{order[1]}, train{order[3]}")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"parallel": "none"}, "loop.parallel 'none'"), ({"parallel": "ddp", "batch_size": 3}, "multiple of 2")],
+)
+def test_what_several_processes_cannot_do_is_refused(config, tmp_path, change, told):
+    for found in outcomes(start(run, with_loop(config, **change), tmp_path / "run", ranks=2)):
+        assert isinstance(found, InputError | RankLost)
+        assert told in str(found)
+
+
+def test_half_of_torchruns_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    for size in (None, "two", "2"):
+        if size:
+            monkeypatch.setenv("WORLD_SIZE", size)
+            monkeypatch.setenv("LOCAL_RANK", "0")
+        with pytest.raises(InputError, match="WORLD_SIZE"):
+            Environment.read()
