@@ -58,14 +58,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write a state dict as safetensors; floating tensors are stored as `dtype` if given."""
+    """Write a state dict as safetensors; floating tensors are stored as `dtype` if given. Raises OSError if the disk takes no more."""
 
     def ready(x: Tensor) -> Tensor:
         x = x.detach().cpu()
         return (x.to(dtype) if dtype is not None and x.is_floating_point() else x).contiguous()
 
     tensors = {k: ready(v) for k, v in state.items()}
-    write_beside(path, lambda p: save_file(tensors, p))
+    try:
+        write_beside(path, lambda p: save_file(tensors, p))
+    except SafetensorError as error:
+        raise OSError(f"{path}: could not be written; what was there before is untouched ({error})") from None
 
 
 def load_weights(path: Path, *, finite: bool = True) -> dict[str, Tensor]:

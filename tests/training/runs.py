@@ -86,8 +86,9 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 # ---------------------------------------------------------------- several processes
 
-_processes = multiprocessing.get_context("forkserver")  # children start with the package imported
-_processes.set_forkserver_preload(["meanaudio.training.run"])
+# Children start with the package, and what torch imports late, imported.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["meanaudio.training.run", "torch._dynamo", "torch.utils.tensorboard"])
 
 
 def start(target: Callable[..., Any], *args: Any, ranks: int | None = None) -> list[Process]:

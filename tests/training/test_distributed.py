@@ -191,7 +191,7 @@ def test_a_dead_process_ends_the_others_and_is_named(config, tmp_path, lost):
 
 
 def test_a_process_that_fails_ends_the_others_with_its_words(config, tmp_path):
-    config = with_loop(config, parallel="fsdp", rank_timeout=20.0)
+    config = with_loop(config, parallel="fsdp", rank_timeout=5.0)
     own, other = outcomes(start(run_with, refuse, (0,), 3, config, tmp_path / "run", ranks=2))
     assert isinstance(own, InputError)
     assert isinstance(other, RankLost), other
