@@ -55,9 +55,11 @@ def guided_velocity(
 def total_derivative(net: Network, z: Tensor, t: Tensor, r: Tensor, v: Tensor, text: TextFeatures) -> Tensor:
     """du/dt along the path: the Jacobian-vector product of u(z, t, r) with (v, 1, 0), in float32, no graph. [B, L, C].
 
-    Forward-mode differentiation exists for the MATH attention only, and bf16 would drown the derivative in rounding.
+    Forward-mode differentiation exists for the MATH attention only, and bf16 would drown the derivative in rounding. Compiled parts of the
+    network run as they are written: torch can't differentiate through them, and once it has tried it never runs them compiled again.
     """
-    with torch.autocast(z.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.autocast(z.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH), eager:
         condition = net.condition(text)
         tangents = (v, torch.ones_like(t), torch.zeros_like(r))
         return torch.func.jvp(lambda z, t, r: net(z, t, r, condition), (z, t, r), tangents)[1]

@@ -25,7 +25,7 @@ from meanaudio.precision import DTYPES, computing_in
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
 from meanaudio.training.log import mean_numbers
 from meanaudio.training.loop import Update
-from meanaudio.training.parallel import LossModule, forward_pass, spread
+from meanaudio.training.parallel import LossModule, compile_blocks, forward_pass, spread
 from meanaudio.training.validation import CHUNK, held_out_loss
 from meanaudio.types import Draws, LatentBatch
 
@@ -60,6 +60,8 @@ class GeneratorTask:
         if config.init_from is not None:
             self._continue_from(network, Path(config.init_from))
         self.networks: dict[str, nn.Module] = {"network": network}
+        if config.loop.compile:
+            compile_blocks(network)
         self.loss = spread(LossModule(network, self.objective), config.loop.parallel)
 
     def blank(self) -> nn.Module:
@@ -112,7 +114,8 @@ class GeneratorTask:
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
         batch, x, draws = self.draw(step, progress)
         text, parts = batch.text.to(self.device), self.config.loop.accumulate
-        if not self.config.network.mask_text:  # a network that hears padding hears the same amount of it in every batch
+        if not self.config.network.mask_text or self.config.loop.compile:
+            # A network that hears padding hears the same amount of it in every batch; compiled code is made once for one length.
             text = text.pad_to(self.config.text.max_tokens)
         logs: list[dict[str, float]] = []
 

@@ -70,17 +70,19 @@ def fit(snapshots: Sequence[Snapshot], sigma_rel: float, step: int, chunk: int =
 
     Least squares over all steps; a QR decomposition that takes in the steps chunk by chunk keeps it exact and small.
     """
-    columns = [*snapshots, Snapshot(step, sigma_rel)]
-    end = max(snapshot.step for snapshot in columns)
-    # The first row asks for a sum of 1, far more strongly than all others: weights that never moved come out as they are.
-    triangle: np.ndarray = np.full((1, len(columns)), 1e6)
+    *others, base = snapshots  # all shares are told as differences from one snapshot's: that one takes what the others leave of 1
+    end = max(snapshot.step for snapshot in snapshots)
+    triangle: np.ndarray = np.empty((0, len(snapshots)))
+    size = 0.0
     for first in range(0, end, chunk):
-        rows = [shares(column.sigma_rel, column.step, first, min(first + chunk, end)) for column in columns]
-        triangle = np.linalg.qr(np.vstack([triangle, np.stack(rows, 1)]), mode="r")  # type: ignore[assignment]
+        last = min(first + chunk, end)
+        wanted, left_over = shares(sigma_rel, step, first, last), shares(base.sigma_rel, base.step, first, last)
+        rows = [shares(snapshot.sigma_rel, snapshot.step, first, last) - left_over for snapshot in others]
+        triangle = np.linalg.qr(np.vstack([triangle, np.stack([*rows, wanted - left_over], 1)]), mode="r")  # type: ignore[assignment]
+        size += (wanted**2).sum()
     left, right = triangle[:, :-1], triangle[:, -1]
-    weights = np.linalg.lstsq(left, right, rcond=None)[0]
-    size = np.sqrt(sum((shares(sigma_rel, step, i, min(i + chunk, step)) ** 2).sum() for i in range(0, step, chunk)))
-    return weights, float(np.linalg.norm(left @ weights - right) / size)
+    weights = np.linalg.lstsq(left, right, rcond=None)[0] if others else np.empty(0)
+    return np.append(weights, 1 - weights.sum()), float(np.linalg.norm(left @ weights - right) / size**0.5)
 
 
 def reconstruct(run: Path, sigma_rel: float, out: Path, *, step: int | None = None) -> str:

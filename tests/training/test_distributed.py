@@ -11,7 +11,7 @@ from runs import assert_same_run, outcomes, run, start, state_of, step_of, tiny_
 
 from meanaudio import distributed
 from meanaudio.checkpoint import load_weights, save_weights
-from meanaudio.config import ObjectiveConfig, constant
+from meanaudio.config import ObjectiveConfig, TextConfig, constant
 from meanaudio.data.shards import epoch_order
 from meanaudio.distributed import Environment, process_group
 from meanaudio.errors import InputError, RankLost, TrainingDiverged
@@ -54,6 +54,11 @@ def save_gradients(config, path) -> dict[str, float]:
         return logs
 
 
+def assert_ran(processes) -> None:
+    found = outcomes(processes)
+    assert all(isinstance(logs, dict) for logs in found), found
+
+
 def assert_same_gradients(a, b):
     first, second = load_weights(a), load_weights(b)
     assert first.keys() == second.keys()
@@ -67,8 +72,7 @@ def test_two_processes_are_one_with_twice_the_batch(config, tmp_path, kind):
     config = config.model_copy(update=KINDS[kind])
     save_gradients(config, tmp_path / "one")
     for parallel in ("ddp", "fsdp"):
-        found = outcomes(start(save_gradients, with_loop(config, parallel=parallel), tmp_path / parallel, ranks=2))
-        assert all(isinstance(one, dict) for one in found), found
+        assert_ran(start(save_gradients, with_loop(config, parallel=parallel), tmp_path / parallel, ranks=2))
         assert_same_gradients(tmp_path / "one", tmp_path / parallel)
 
 
@@ -79,9 +83,19 @@ def test_accumulated_parts_are_the_whole_batch(config, tmp_path, kind):
     save_gradients(with_loop(config, accumulate=4), tmp_path / "parts")
     assert_same_gradients(tmp_path / "one", tmp_path / "parts")
     for parallel in ("ddp", "fsdp"):
-        found = outcomes(start(save_gradients, with_loop(config, parallel=parallel, accumulate=2), tmp_path / parallel, ranks=2))
-        assert all(isinstance(one, dict) for one in found), found
+        assert_ran(start(save_gradients, with_loop(config, parallel=parallel, accumulate=2), tmp_path / parallel, ranks=2))
         assert_same_gradients(tmp_path / "one", tmp_path / parallel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["none", "fsdp"])
+def test_compiled_gradients_are_the_eager_ones(config, tmp_path, parallel):
+    config = config.model_copy(update=KINDS["mean_flow"] | {"text": TextConfig(max_tokens=8)})
+    ranks = None if parallel == "none" else 2
+    for compiled in (False, True):
+        changed = with_loop(config, compile=compiled, parallel=parallel)
+        assert_ran(start(save_gradients, changed, tmp_path / str(compiled), ranks=ranks))
+    assert_same_gradients(tmp_path / "False", tmp_path / "True")
 
 
 # ---------------------------------------------------------------- states
