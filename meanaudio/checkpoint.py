@@ -222,7 +222,7 @@ def _compare(folder: Path, same: Callable[[Path, dict[str, Any]], bool], otherwi
     missing = [f"{name} missing" for name in stated if not (folder / name).is_file()]
     wrong = [f"{name} {otherwise}" for name, facts in stated.items() if (folder / name).is_file() and not same(folder / name, facts)]
     if missing or wrong:
-        raise InputError(f"{folder} is not as it was made: {_some([*missing, *wrong])}; copy or convert it again")
+        raise InputError(f"{folder} is not as it was made: {some([*missing, *wrong])}; copy or convert it again")
     return True
 
 

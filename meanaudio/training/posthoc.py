@@ -19,7 +19,7 @@ from meanaudio.checkpoint import load_weights, read_json, save_weights
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE
 from meanaudio.config import TrainConfig, parse
 from meanaudio.errors import InputError
-from meanaudio.pipeline import NETWORK_FILE
+from meanaudio.models.transformer import NETWORK_FILE
 from meanaudio.training.ema import gamma_of
 
 SNAPSHOTS = "snapshots"  # folder of a run

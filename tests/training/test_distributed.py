@@ -11,7 +11,7 @@ from runs import assert_same_run, outcomes, run, start, state_of, step_of, tiny_
 
 from meanaudio import distributed
 from meanaudio.checkpoint import load_weights, save_weights
-from meanaudio.config import ObjectiveConfig, TextConfig, constant
+from meanaudio.config import ObjectiveConfig, constant
 from meanaudio.data.shards import epoch_order
 from meanaudio.distributed import Environment, process_group
 from meanaudio.errors import InputError, RankLost, TrainingDiverged
@@ -90,7 +90,7 @@ def test_accumulated_parts_are_the_whole_batch(config, tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["none", "fsdp"])
 def test_compiled_gradients_are_the_eager_ones(config, tmp_path, parallel):
-    config = config.model_copy(update=KINDS["mean_flow"] | {"text": TextConfig(max_tokens=8)})
+    config = config.model_copy(update=KINDS["mean_flow"])
     ranks = None if parallel == "none" else 2
     for compiled in (False, True):
         changed = with_loop(config, compile=compiled, parallel=parallel)
