@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from meanaudio.audio import AudioSpec
 from meanaudio.errors import InputError
@@ -152,8 +152,9 @@ class NetworkConfig(Config):
     num_heads: int = Field(4, gt=0)
     joint_depth: int = Field(2, ge=1)
     single_depth: int = Field(4, ge=0)
-    interval: Literal["none", "absolute", "relative"] = "relative"
+    interval: Literal["none", "absolute", "relative", "decoupled"] = "relative"
     guidance_embedding: bool = False
+    guidance_limits: bool = False
     mask_text: bool = True
 
     @model_validator(mode="before")
@@ -171,6 +172,8 @@ class NetworkConfig(Config):
     def _heads_divide_width(self):
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
             raise ValueError(f"width {self.width} must be an even multiple of num_heads {self.num_heads}")
+        if self.guidance_limits and not self.guidance_embedding:
+            raise ValueError("guidance_limits needs guidance_embedding")
         return self
 
 
@@ -178,12 +181,22 @@ class NetworkConfig(Config):
 
 
 class ScheduleConfig(Config):
-    """A value over training progress in [0, 1]: `start` until `begin`, then a cosine ramp to `stop` at `end`."""
+    """A value over training progress in [0, 1]: `start` until `begin`, then a ramp to `stop` at `end`. A plain number stays what it is.
+
+    shape: the ramp is half a cosine, or AlphaFlow's sigmoid, which is flat at both ends (arXiv 2510.20771).
+    """
 
     start: float
     stop: float
     begin: float = Field(0.0, ge=0, le=1)
     end: float = Field(1.0, ge=0, le=1)
+    shape: Literal["cosine", "sigmoid"] = "cosine"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"start": value, "stop": value} if number else value
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -196,12 +209,76 @@ def constant(value: float) -> ScheduleConfig:
     return ScheduleConfig(start=value, stop=value)
 
 
+def _share(schedule: ScheduleConfig) -> ScheduleConfig:
+    if not (0 <= schedule.start <= 1 and 0 <= schedule.stop <= 1):
+        raise ValueError(f"start {schedule.start} and stop {schedule.stop} must lie in [0, 1]")
+    return schedule
+
+
+Share = Annotated[ScheduleConfig, AfterValidator(_share)]
+
+
 class TimeConfig(Config):
-    """How (t, r) are drawn: logit-normal, with optional rows at the end points used by one-step sampling."""
+    """How (t, r) are drawn: logit-normal, with a scheduled share of the interval rows at (1, 0), the jump of one-step sampling."""
 
     mean: float = -0.4
     std: float = Field(1.0, gt=0)
-    endpoint_fraction: float = Field(0.0, ge=0, le=1)
+    endpoint_fraction: Share = constant(0.0)
+
+
+class ScaleConfig(Config):
+    """Guidance scales [low, high] that a network with `guidance_embedding` is trained for, and how they are drawn; 1 is no guidance.
+
+    limits: the times between which guidance acts are drawn too, for a network with `guidance_limits`.
+    shown: the scale of the held-out numbers and samples.
+    """
+
+    low: float = Field(1.0, ge=1)
+    high: float = Field(8.0, le=100)
+    draw: Literal["uniform", "log_uniform"] = "log_uniform"
+    limits: bool = False
+    shown: float = 3.0
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        if not self.low <= self.shown <= self.high:
+            raise ValueError(f"shown {self.shown} must be from low {self.low} to high {self.high}")
+        return self
+
+
+class HalvingConfig(Config):
+    """One round of progressive distillation: the student takes `steps` equal steps, the teacher two for each of them.
+
+    first: the student's steps in the first round, whose teacher takes Euler steps; in later rounds it jumps by mean velocities.
+    rehearsal: share of the rows that keep what earlier rounds taught, so that more steps remain possible.
+    """
+
+    steps: int = Field(16, ge=1, le=512)
+    first: int = Field(16, ge=1, le=512)
+    rehearsal: float = Field(0.25, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _halves(self):
+        rounds = math.log2(self.first / self.steps)
+        if rounds < 0 or not rounds.is_integer():
+            raise ValueError(f"steps {self.steps} must be first {self.first}, or that halved once or more")
+        return self
+
+
+ObjectiveKind = Literal[
+    "flow_matching",
+    "mean_flow",
+    "improved_mean_flow",
+    "alpha_flow",
+    "interval_splitting",
+    "finite_difference",
+    "guidance_distillation",
+    "progressive_distillation",
+]
+INSTANT = {"flow_matching", "guidance_distillation"}  # objectives that only look at r = t
+DISTILLED = {"guidance_distillation", "progressive_distillation"}  # objectives with a teacher
 
 
 class ObjectiveConfig(Config):
@@ -209,19 +286,39 @@ class ObjectiveConfig(Config):
 
     interval_fraction: share of the rows with r < t. guidance: how much of the guided target is mixed in, 0 none, 1 all of it.
     omega, kappa: the mix of the guided target; its effective scale is omega / (1 - kappa).
-    dropped_rows: rows that lose their text regress the plain velocity ("plain") or a guided one ("release").
+    scale: for a network that takes the guidance scale as an input; it is then drawn for each row, and omega and kappa are not used.
+    alpha: alpha_flow's way from flow matching (1) to mean flow (0). difference: the time step of finite_difference.
+    teacher: folder of the checkpoint that a distillation learns from. halving: the round of a progressive distillation.
+    dropped_rows: rows that lose their text regress the plain velocity ("plain") or, in mean_flow, a guided one ("release").
     """
 
-    kind: Literal["flow_matching", "mean_flow"] = "mean_flow"
+    kind: ObjectiveKind = "mean_flow"
     time: TimeConfig = TimeConfig()
-    interval_fraction: ScheduleConfig = constant(0.25)
-    guidance: ScheduleConfig = constant(1.0)
+    interval_fraction: Share = constant(0.25)
+    guidance: Share = constant(1.0)
     omega: float = Field(0.3, gt=0)
     kappa: float = Field(0.9, ge=0, lt=1)
+    scale: ScaleConfig | None = None
+    alpha: Share = ScheduleConfig(start=1.0, stop=0.0, shape="sigmoid")
+    difference: float = Field(0.005, gt=0, le=0.1)
+    teacher: str | None = None
+    halving: HalvingConfig = HalvingConfig()
     text_dropout: float = Field(0.1, ge=0, lt=1)
     dropped_rows: Literal["plain", "release"] = "plain"
     adaptive_epsilon: float = Field(1e-3, gt=0)
     adaptive_power: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self):
+        if self.kind in DISTILLED and self.teacher is None:
+            raise ValueError(f"{self.kind} needs teacher, the folder of a checkpoint")
+        if self.kind == "guidance_distillation" and self.scale is None:
+            raise ValueError("guidance_distillation needs scale, such as {low: 1, high: 8}")
+        if self.kind in ("flow_matching", "mean_flow") and self.scale is not None:
+            raise ValueError(f"{self.kind} draws no guidance scale; kinds that do: {', '.join(get_args(ObjectiveKind)[2:])}")
+        if self.kind != "mean_flow" and self.dropped_rows == "release":
+            raise ValueError(f"dropped_rows 'release' is for mean_flow, not {self.kind}")
+        return self
 
 
 # ---------------------------------------------------------------- training
@@ -320,6 +417,23 @@ class TrainConfig(Config):
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
 
+    @model_validator(mode="after")
+    def _network_has_the_objectives_inputs(self):
+        network, objective = self.network, self.objective
+        if network.interval == "none" and objective.kind not in INSTANT:
+            raise ValueError(
+                f"objective {objective.kind} needs a network that sees r: network.interval relative, absolute or decoupled; "
+                f"with none, the objective must be one of {', '.join(sorted(INSTANT))}"
+            )
+        has = (network.guidance_embedding, network.guidance_limits)
+        wanted = (objective.scale is not None, objective.scale is not None and objective.scale.limits)
+        if has != wanted:
+            raise ValueError(
+                f"the objective's guidance inputs (scale, scale.limits) are {wanted}, the network's (guidance_embedding, guidance_limits) "
+                f"are {has}: they must be the same"
+            )
+        return self
+
 
 # ---------------------------------------------------------------- checkpoints
 
@@ -328,6 +442,7 @@ class CheckpointConfig(Config):
     """config.json of a complete checkpoint: everything inference needs to know.
 
     seconds: length of the training windows. codec_hash: sha256 of the VAE file the network was trained with.
+    guidance_range: the guidance scales [low, high] that a network which takes one was trained for.
     latent_mean, latent_std: per channel; the network works on (latents - mean) / std.
     """
 
@@ -339,6 +454,13 @@ class CheckpointConfig(Config):
     network: NetworkConfig
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
+    guidance_range: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _range_is_known(self):
+        if self.network.guidance_embedding != (self.guidance_range is not None):
+            raise ValueError(f"network.guidance_embedding is {self.network.guidance_embedding}, guidance_range {self.guidance_range}")
+        return self
 
     @model_validator(mode="after")
     def _widths_agree(self):
@@ -416,6 +538,8 @@ def _explain(cls: type[BaseModel], error: Any) -> str:
     section: Any = cls
     path = []
     for part in error["loc"]:
+        if get_origin(section) in (Union, UnionType) and type(None) in get_args(section):
+            section = next(c for c in get_args(section) if c is not type(None))
         if get_origin(section) in (Union, UnionType):  # this part of the location is the member's kind, not a key
             section = next(c for c in get_args(section) if part in get_args(c.model_fields["kind"].annotation))
             continue
@@ -424,7 +548,8 @@ def _explain(cls: type[BaseModel], error: Any) -> str:
         section = field.annotation if field else None
     where = ".".join(path) or "config"
     if error["type"] != "extra_forbidden":
-        return f"{where} = {error['input']!r}: {error['msg']}"
+        whole = isinstance(error["input"], dict) and error["type"] == "value_error"  # a section's parts disagree: the message names them
+        return f"{where}: {error['msg']}" if whole else f"{where} = {error['input']!r}: {error['msg']}"
     known = list(above.model_fields)
     near = difflib.get_close_matches(path[-1], known, n=1)
     return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")

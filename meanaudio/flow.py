@@ -9,6 +9,8 @@ from torch import Tensor
 
 from meanaudio.config import ScheduleConfig, TimeConfig
 
+SIGMOID_SLOPE, SIGMOID_SNAP = 25.0, 0.005  # AlphaFlow's (arXiv 2510.20771): steepness, and how near an end the ramp snaps to it
+
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
     """[B] -> [B, 1, ...] so that it multiplies `like`."""
@@ -26,19 +28,21 @@ def velocity(x: Tensor, noise: Tensor) -> Tensor:
     return noise - x
 
 
-def sample_times(batch: int, config: TimeConfig, interval_fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_times(
+    batch: int, config: TimeConfig, interval_fraction: float, generator: torch.Generator, progress: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Draw (t, r), each [B], r <= t: two logit-normal draws, t the larger.
 
     A share 1 - interval_fraction of the rows gets r = t (MeanAudio's mix-up). The number of rows is exact, not random: the share is
     rounded up or down at random so that its mean is right also in small batches. Rows are shuffled implicitly: rows are independent.
-    `endpoint_fraction` of the interval rows become (t, r) = (1, 0), the jump that one-step sampling takes.
+    `endpoint_fraction`, scheduled by `progress`, of the interval rows become (t, r) = (1, 0), the jump that one-step sampling takes.
     """
     draws = torch.sigmoid(torch.randn(2, batch, generator=generator) * config.std + config.mean)
     t, r = draws.amax(0), draws.amin(0)
     rows = batch * interval_fraction
     intervals = math.floor(rows) + int(torch.rand((), generator=generator) < rows - math.floor(rows))
     r[intervals:] = t[intervals:]
-    ends = torch.rand(batch, generator=generator) < config.endpoint_fraction
+    ends = torch.rand(batch, generator=generator) < schedule(config.endpoint_fraction, progress)
     ends[intervals:] = False
     return torch.where(ends, 1.0, t), torch.where(ends, 0.0, r)
 
@@ -50,4 +54,9 @@ def schedule(config: ScheduleConfig, progress: float) -> float:
     if progress <= config.begin:
         return config.start
     share = (progress - config.begin) / (config.end - config.begin)
-    return config.start + (config.stop - config.start) * 0.5 * (1 - math.cos(math.pi * share))
+    if config.shape == "cosine":
+        ramp = 0.5 * (1 - math.cos(math.pi * share))
+    else:
+        ramp = 1 / (1 + math.exp(-SIGMOID_SLOPE * (share - 0.5)))
+        ramp = 0.0 if ramp < SIGMOID_SNAP else 1.0 if ramp > 1 - SIGMOID_SNAP else ramp
+    return config.start + (config.stop - config.start) * ramp

@@ -13,8 +13,10 @@ from meanaudio.config import (
     CodecConfig,
     NetworkConfig,
     ReleaseVAEConfig,
+    ScheduleConfig,
     TrainConfig,
     VAEConfig,
+    constant,
     load_config,
     parse,
 )
@@ -59,6 +61,21 @@ def test_an_empty_file_is_all_defaults(write):
         ("network: {preset: [s]}", "must be one of tiny, mini, small, s, l"),
         ("network: {width: 100, num_heads: 3}", "width 100"),
         ("objective: {guidance: {start: 0, stop: 1, begin: 0.5, end: 0.2}}", "lies before"),
+        ("objective: {interval_fraction: 1.5}", "must lie in [0, 1]"),
+        ("objective: {guidance: yes}", "objective.guidance = True"),
+        ("objective: {scale: {low: 3}}", "mean_flow draws no guidance scale; kinds that do: improved_mean_flow, alpha_flow"),
+        ("objective: {kind: alpha_flow, scale: {low: 5, high: 2}}", "low 5.0 must be below high 2.0"),
+        ("objective: {kind: alpha_flow, scale: {lowest: 5}}", "unknown key 'objective.scale.lowest'; did you mean 'low'?"),
+        ("objective: {kind: alpha_flow, scale: {low: 4}}", "shown 3.0 must be from low 4.0 to high 8.0"),
+        ("objective: {kind: alpha_flow, dropped_rows: release}", "dropped_rows 'release' is for mean_flow, not alpha_flow"),
+        ("objective: {kind: guidance_distillation}", "needs teacher, the folder of a checkpoint"),
+        ("objective: {kind: guidance_distillation, teacher: a}", "needs scale, such as {low: 1, high: 8}"),
+        ("objective: {halving: {steps: 3, first: 16}}", "steps 3 must be first 16, or that halved once or more"),
+        ("objective: {halving: {steps: 32, first: 16}}", "steps 32 must be first 16"),
+        ("network: {interval: none}", "objective mean_flow needs a network that sees r"),
+        ("network: {guidance_limits: true}", "guidance_limits needs guidance_embedding"),
+        ("network: {guidance_embedding: true}", "they must be the same"),
+        ("objective: {kind: alpha_flow, scale: {limits: true}}\nnetwork: {guidance_embedding: true}", "they must be the same"),
         ("1: 2", "1"),
         ("loop: {1: 2}", "loop.1"),
         ("- a\n- b", "expected keys and values"),
@@ -72,6 +89,15 @@ def test_a_wrong_file_is_refused_with_place_and_value(write, text, told):
         load_config(TrainConfig, path)
     assert told in str(error.value)
     assert str(path) in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+def test_a_number_is_a_schedule_that_stays(write):
+    text = "objective: {interval_fraction: 0.3, time: {endpoint_fraction: 0.5}, guidance: {start: 0, stop: 1, shape: sigmoid}}"
+    objective = load_config(TrainConfig, write("a.yaml", text)).objective
+    assert objective.interval_fraction == constant(0.3)
+    assert objective.time.endpoint_fraction == constant(0.5)
+    assert objective.guidance == ScheduleConfig(start=0, stop=1, shape="sigmoid")
 
 
 def test_all_faults_are_told_at_once(write):

@@ -6,7 +6,7 @@ from fakes import normals
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meanaudio.config import ScheduleConfig, TimeConfig
+from meanaudio.config import ScheduleConfig, TimeConfig, constant
 from meanaudio.flow import expand, interpolate, sample_times, schedule, velocity
 
 
@@ -31,7 +31,7 @@ def test_times_multiply_rows():
 
 @given(batch=st.integers(1, 40), share=st.floats(0, 1), ends=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_r_never_passes_t_and_the_number_of_interval_rows_is_exact(batch, share, ends, seed):
-    t, r = sample_times(batch, TimeConfig(endpoint_fraction=ends), share, generator(seed))
+    t, r = sample_times(batch, TimeConfig(endpoint_fraction=constant(ends)), share, generator(seed))
     assert t.shape == r.shape == (batch,)
     assert (r <= t).all()
     assert (r >= 0).all()
@@ -60,7 +60,7 @@ def test_times_are_logit_normal():
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_a_fraction_of_the_interval_rows_takes_the_whole_jump(fraction):
-    t, r = sample_times(10_000, TimeConfig(endpoint_fraction=fraction), 0.5, generator())
+    t, r = sample_times(10_000, TimeConfig(endpoint_fraction=constant(fraction)), 0.5, generator())
     whole = (t == 1) & (r == 0)
     assert whole.sum().item() == pytest.approx(5000 * fraction, abs=150)
     assert torch.equal(whole, (t == 1) | (r == 0))
@@ -78,11 +78,11 @@ def test_times_come_from_the_generator():
 
 @given(
     start=st.floats(-2, 2), stop=st.floats(-2, 2), ends=st.tuples(st.floats(0, 1), st.floats(0, 1)),
-    places=st.lists(st.floats(0, 1), min_size=2, max_size=2),
+    places=st.lists(st.floats(0, 1), min_size=2, max_size=2), shape=st.sampled_from(["cosine", "sigmoid"]),
 )  # fmt: skip
-def test_a_schedule_goes_one_way_between_its_ends(start, stop, ends, places):
+def test_a_schedule_goes_one_way_between_its_ends(start, stop, ends, places, shape):
     begin, end = sorted(ends)
-    config = ScheduleConfig(start=start, stop=stop, begin=begin, end=end)
+    config = ScheduleConfig(start=start, stop=stop, begin=begin, end=end, shape=shape)
     first, second = (schedule(config, p) for p in sorted(places))
     low, high = min(start, stop) - 1e-9, max(start, stop) + 1e-9
     assert low <= first <= high
@@ -95,6 +95,20 @@ def test_a_schedule_holds_ramps_and_holds():
     assert [schedule(config, p) for p in (0, 0.2, 0.4, 0.6, 0.9, 1)] == [0, 0, 0, 2, 2, 2]
     assert schedule(config, 0.5) == pytest.approx(1.0)
     assert schedule(config, 0.45) == pytest.approx(2 * 0.5 * (1 - 2**-0.5))
+
+
+def test_a_sigmoid_is_flat_at_its_ends_and_reaches_them_exactly():
+    config = ScheduleConfig(start=1.0, stop=0.0, begin=0.2, end=0.8, shape="sigmoid")
+    assert [schedule(config, p) for p in (0, 0.2, 0.3, 0.7, 0.8, 1)] == [1, 1, 1, 0, 0, 0]
+    assert schedule(config, 0.5) == pytest.approx(0.5)
+    assert schedule(config, 0.55) == pytest.approx(1 - 1 / (1 + 2.718281828 ** (-25 * 0.05 / 0.6)))
+
+
+def test_the_share_of_whole_jumps_follows_its_schedule():
+    config = TimeConfig(endpoint_fraction=ScheduleConfig(start=0.0, stop=1.0))
+    for progress in (0.0, 0.5, 1.0):
+        t, _ = sample_times(10_000, config, 1.0, generator(), progress)
+        assert (t == 1).sum().item() == pytest.approx(10_000 * progress, abs=200)
 
 
 def test_a_schedule_may_jump_and_may_stand_still():

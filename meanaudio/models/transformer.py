@@ -38,8 +38,10 @@ class Transformer(nn.Module):
     """Velocity network over latents [B, L, C] of any length.
 
     interval: "none" sees t only (flow matching); "absolute" adds an embedding of r (the release); "relative" adds an embedding of
-    t - r that starts at zero, so that a flow-matching network continues from the function it had.
-    guidance_embedding: a zero-initialised embedding of the guidance scale.
+    t - r that starts at zero, so that a flow-matching network continues from the function it had; "decoupled" shows t to the first two
+    thirds of the blocks and r to the rest and to the output (arXiv 2510.24474): no weight more than "none", and the same function at r = t.
+    guidance_embedding: a zero-initialised embedding of the guidance scale. guidance_limits: two more, of the times between which guidance
+    acts (arXiv 2512.02012).
     mask_text: padded text tokens are hidden from attention (the release attends to them).
     """
 
@@ -53,8 +55,9 @@ class Transformer(nn.Module):
         num_heads: int,
         joint_depth: int,
         single_depth: int,
-        interval: Literal["none", "absolute", "relative"],
+        interval: Literal["none", "absolute", "relative", "decoupled"],
         guidance_embedding: bool = False,
+        guidance_limits: bool = False,
         mask_text: bool = True,
     ) -> None:
         super().__init__()
@@ -65,10 +68,13 @@ class Transformer(nn.Module):
         self.sequence_in = nn.Sequential(nn.Linear(sequence_dim, width), SwiGLU(width))
         self.pooled_in = nn.Sequential(nn.Linear(pooled_dim, width), SwiGLU(width))
         self.time_embedding = TimeEmbedding(width)
-        self.interval_embedding = None if interval == "none" else TimeEmbedding(width)
+        self.interval_embedding = TimeEmbedding(width) if interval in ("absolute", "relative") else None
         self.guidance_embedding = TimeEmbedding(width) if guidance_embedding else None
+        self.guidance_limits = nn.ModuleList(TimeEmbedding(width) for _ in range(2 if guidance_limits else 0))
         self.joint_blocks = nn.ModuleList(JointBlock(width, num_heads, last=i == joint_depth - 1) for i in range(joint_depth))
         self.single_blocks = nn.ModuleList(StreamBlock(width, num_heads, 3) for _ in range(single_depth))
+        self.blocks_of_t = round((joint_depth + single_depth) * 2 / 3)
+        self.blocks_of_r = joint_depth + single_depth - self.blocks_of_t
         self.out_modulation = Modulation(width, 2)
         self.out = SequenceConv(width, latent_dim, 7)
         self.reset_parameters()
@@ -84,8 +90,9 @@ class Transformer(nn.Module):
         self.time_embedding.reset_parameters(silent=False)
         if self.interval_embedding is not None:
             self.interval_embedding.reset_parameters(silent=self.interval == "relative")
-        if self.guidance_embedding is not None:
-            self.guidance_embedding.reset_parameters(silent=True)
+        for embedding in (self.guidance_embedding, *self.guidance_limits):
+            if embedding is not None:
+                embedding.reset_parameters(silent=True)
         nn.init.zeros_(self.out.weight)
         if self.out.bias is not None:
             nn.init.zeros_(self.out.bias)
@@ -99,17 +106,19 @@ class Transformer(nn.Module):
         return Condition(self.sequence_in(text.sequence), self.pooled_in(text.pooled), text.mask if masked else None)
 
     def forward(self, z: Tensor, t: Tensor, r: Tensor, condition: Condition, scale: Tensor | None = None) -> Tensor:
-        """z [B, L, C]; t, r [B] in [0, 1], r <= t; scale [B] guidance scale, for a network that takes one -> velocity [B, L, C]."""
-        c = self.time_embedding(t) + condition.pooled
+        """z [B, L, C]; t, r [B] in [0, 1], r <= t; scale, for a network that takes one -> velocity [B, L, C].
+
+        scale: [B] guidance scale, or [B, 3] with the times between which it acts, low and high, for a network that takes these too.
+        """
+        early = self.time_embedding(t) + condition.pooled
         if self.interval_embedding is not None:
-            c = c + self.interval_embedding(r if self.interval == "absolute" else t - r)
-        if self.guidance_embedding is not None:
-            if scale is None:
-                raise InputError("this network takes a guidance scale and got none")
-            c = c + self.guidance_embedding(scale.log())
-        elif scale is not None:
-            raise InputError("this network takes no guidance scale; guide it by two fields instead")
-        c = c[:, None]
+            early = early + self.interval_embedding(r if self.interval == "absolute" else t - r)
+        late = self.time_embedding(r) + condition.pooled if self.interval == "decoupled" else early
+        guidance = self._guidance(scale)
+        if guidance is not None:
+            early, late = early + guidance, late + guidance
+        early, late = early[:, None], late[:, None]
+        conditions = iter([early] * self.blocks_of_t + [late] * self.blocks_of_r)
         angles = rotary_angles(z.shape[1], self.head_dim, z.device)
         text, text_angles = condition.sequence, rotary_angles(condition.sequence.shape[1], self.head_dim, z.device)
         x = self.audio_in(z)
@@ -117,11 +126,27 @@ class Transformer(nn.Module):
         if condition.mask is not None:
             mask = torch.nn.functional.pad(condition.mask, (x.shape[1], 0), value=True)[:, None, None]
         for joint in self.joint_blocks:
-            x, text = joint(x, text, c, angles, text_angles, mask)
+            x, text = joint(x, text, next(conditions), angles, text_angles, mask)
         for single in self.single_blocks:
-            x = single(x, c, angles)
-        shift, gain = self.out_modulation(c)
+            x = single(x, next(conditions), angles)
+        shift, gain = self.out_modulation(late)
         return self.out(modulate(x, shift, gain))
+
+    def _guidance(self, scale: Tensor | None) -> Tensor | None:
+        """The embedding [B, W] of the guidance inputs. Raises InputError if they are not those that this network takes."""
+        if self.guidance_embedding is None:
+            if scale is not None:
+                raise InputError("this network takes no guidance scale; guide it by two fields instead")
+            return None
+        if scale is None:
+            raise InputError("this network takes a guidance scale and got none")
+        columns = scale[:, None] if scale.ndim == 1 else scale
+        if columns.shape[1] != 1 + len(self.guidance_limits):
+            raise InputError(f"this network takes {1 + len(self.guidance_limits)} guidance inputs and got {columns.shape[1]}")
+        embedded = self.guidance_embedding(columns[:, 0].log())
+        for limit, embedding in enumerate(self.guidance_limits, start=1):
+            embedded = embedded + embedding(columns[:, limit])
+        return embedded
 
     def field(self, condition: Condition, scale: Tensor | None = None) -> Field:
         """The network as a function of (z, t, r) for one condition."""

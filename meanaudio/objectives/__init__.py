@@ -5,26 +5,44 @@ Drawing apart from computing lets several processes draw the same whole batch an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from meanaudio.config import ObjectiveConfig
+from meanaudio.config import DISTILLED, ObjectiveConfig
+from meanaudio.objectives.alpha_flow import alpha_flow
+from meanaudio.objectives.finite_difference import finite_difference
 from meanaudio.objectives.flow_matching import draw_instants, flow_matching
+from meanaudio.objectives.guidance_distillation import draw_guided_instants, guidance_distillation
+from meanaudio.objectives.improved_mean_flow import improved_mean_flow
+from meanaudio.objectives.interval_splitting import interval_splitting
 from meanaudio.objectives.mean_flow import draw_intervals, mean_flow
+from meanaudio.objectives.progressive_distillation import draw_steps, progressive_distillation
+from meanaudio.objectives.two_times import draw_two_times
 from meanaudio.types import Draws, Loss, Network, TextFeatures
 
-# kind: draw(shape, progress=, generator=, config=) -> Draws, and loss(net, x, text, null, draws, progress=, config=) -> Loss
-OBJECTIVES = {"flow_matching": (draw_instants, flow_matching), "mean_flow": (draw_intervals, mean_flow)}
+# kind: draw(shape, progress=, generator=, config=) -> Draws, and loss(net, x, text, null, draws, progress=, config=) -> Loss;
+# the loss of a distillation takes teacher= too.
+OBJECTIVES: dict[str, tuple[Callable[..., Draws], Callable[..., Loss]]] = {
+    "flow_matching": (draw_instants, flow_matching),
+    "mean_flow": (draw_intervals, mean_flow),
+    "improved_mean_flow": (draw_two_times, improved_mean_flow),
+    "alpha_flow": (draw_two_times, alpha_flow),
+    "interval_splitting": (draw_two_times, interval_splitting),
+    "finite_difference": (draw_two_times, finite_difference),
+    "guidance_distillation": (draw_guided_instants, guidance_distillation),
+    "progressive_distillation": (draw_steps, progressive_distillation),
+}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The objective that `config` names. progress in [0, 1] drives its schedules."""
+    """The objective that `config` names. progress in [0, 1] drives its schedules. teacher: the network a distillation learns from."""
 
     config: ObjectiveConfig
+    teacher: Network | None = None
 
     def draw(self, shape: Sequence[int], *, progress: float, generator: torch.Generator) -> Draws:
         """What is random for latents of `shape` [B, L, C]; on the CPU, from a CPU generator."""
@@ -32,7 +50,8 @@ class Objective:
 
     def loss(self, net: Network, x: Tensor, text: TextFeatures, null: TextFeatures, draws: Draws, *, progress: float) -> Loss:
         """x [B, L, C]: normalised clean latents. text, null: features of the captions and of "" (one row). All on one device."""
-        return OBJECTIVES[self.config.kind][1](net, x, text, null, draws, progress=progress, config=self.config)
+        more = {"teacher": self.teacher} if self.config.kind in DISTILLED else {}
+        return OBJECTIVES[self.config.kind][1](net, x, text, null, draws, progress=progress, config=self.config, **more)
 
     def __call__(
         self, net: Network, x: Tensor, text: TextFeatures, null: TextFeatures, *, progress: float, generator: torch.Generator
@@ -42,5 +61,5 @@ class Objective:
         return self.loss(net, x, text, null, draws, progress=progress)
 
 
-def make_objective(config: ObjectiveConfig) -> Objective:
-    return Objective(config)
+def make_objective(config: ObjectiveConfig, teacher: Network | None = None) -> Objective:
+    return Objective(config, teacher)

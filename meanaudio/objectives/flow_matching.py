@@ -12,10 +12,12 @@ from meanaudio.flow import interpolate, sample_times, velocity
 from meanaudio.types import Draws, Loss, Network, TextFeatures
 
 
-def draw(shape: Sequence[int], *, interval_fraction: float, generator: torch.Generator, config: ObjectiveConfig) -> Draws:
+def draw(
+    shape: Sequence[int], *, interval_fraction: float, generator: torch.Generator, config: ObjectiveConfig, progress: float = 0.0
+) -> Draws:
     """Noise, times and kept rows; r < t in `interval_fraction` of the rows, text dropped in `text_dropout` of them."""
     noise = torch.randn(tuple(shape), generator=generator)
-    t, r = sample_times(shape[0], config.time, interval_fraction, generator)
+    t, r = sample_times(shape[0], config.time, interval_fraction, generator, progress)
     return Draws(noise, t, r, torch.rand(shape[0], generator=generator) >= config.text_dropout)
 
 

@@ -67,7 +67,8 @@ def total_derivative(net: Network, z: Tensor, t: Tensor, r: Tensor, v: Tensor, t
 
 def draw_intervals(shape: Sequence[int], *, progress: float, generator: torch.Generator, config: ObjectiveConfig) -> Draws:
     """Times with r < t in the scheduled share of the rows, r = t in the others."""
-    return draw(shape, interval_fraction=schedule(config.interval_fraction, progress), generator=generator, config=config)
+    share = schedule(config.interval_fraction, progress)
+    return draw(shape, interval_fraction=share, generator=generator, config=config, progress=progress)
 
 
 def mean_flow(

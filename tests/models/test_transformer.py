@@ -250,6 +250,62 @@ def test_a_relative_interval_continues_from_a_flow_matching_network():
         assert torch.equal(after(z, t, end, after.condition(text)), expected)
 
 
+@pytest.mark.parametrize(("joint", "single"), [(1, 1), (2, 4), (3, 0), (1, 0)])
+@pytest.mark.parametrize("guided", [False, True])
+@torch.no_grad()
+def test_a_decoupled_interval_is_the_flow_matching_network_where_r_is_t(joint, single, guided):
+    """The same weights, bit for bit the same function at r = t, another one below it."""
+    shape = {"joint_depth": joint, "single_depth": single, "guidance_embedding": guided}
+    before = fill(make_network(tiny_network(interval="none", **shape)), std=0.3)
+    after = make_network(tiny_network(interval="decoupled", **shape))
+    load_into(after, before.state_dict(), "test")
+    z, t, r = inputs(3)
+    text, scale = random_text([3, 4, 5]), torch.tensor([1.0, 2.0, 7.0]) if guided else None
+    expected = before(z, t, r, before.condition(text), scale)
+    assert torch.equal(after(z, t, t, after.condition(text), scale), expected)
+    assert (after(z, t, r, after.condition(text), scale) - expected).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_two_thirds_of_the_blocks_see_t_and_the_rest_see_r():
+    network = fill(make_network(tiny_network(interval="decoupled", joint_depth=2, single_depth=4)), std=0.3)
+    blocks, seen = [*network.joint_blocks, *network.single_blocks], []
+    for block in blocks:
+        stream = block.audio if block in list(network.joint_blocks) else block
+        stream.modulation.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    z, t, r = inputs(2)
+    condition = network.condition(random_text([3, 4]))
+    network(z, t, r, condition)
+    early, late = (network.time_embedding(s) + condition.pooled for s in (t, r))
+    expected = [early] * 4 + [late] * 2
+    assert len(seen) == len(expected)
+    for found, wanted in zip(seen, expected, strict=True):
+        torch.testing.assert_close(found[:, 0], wanted)
+
+
+@torch.no_grad()
+def test_guidance_limits_start_as_nothing_and_must_be_given():
+    plain = fill(make_network(tiny_network(guidance_embedding=True)), std=0.3)
+    limited = make_network(tiny_network(guidance_embedding=True, guidance_limits=True))
+    fresh = {k: v for k, v in limited.state_dict().items() if k.startswith("guidance_limits")}
+    load_into(limited, plain.state_dict() | fresh, "test")
+    z, t, r = inputs(2)
+    text, scale = random_text([3, 4]), torch.tensor([[2.0, 0.1, 0.9], [5.0, 0.0, 0.6]])
+    condition = limited.condition(text)
+    expected = plain(z, t, r, plain.condition(text), scale[:, 0])
+    assert torch.equal(limited(z, t, r, condition, scale), expected)
+    fill(limited, std=0.3)
+    base = limited(z, t, r, condition, scale)
+    for column in (1, 2):
+        moved = scale.clone()
+        moved[:, column] += 0.05
+        assert (limited(z, t, r, condition, moved) - base).abs().max() > 1e-4
+    with pytest.raises(InputError, match="takes 3 guidance inputs and got 1"):
+        limited(z, t, r, condition, scale[:, 0])
+    with pytest.raises(InputError, match="takes 1 guidance inputs and got 3"):
+        plain(z, t, r, plain.condition(text), scale)
+
+
 @torch.no_grad()
 def test_the_guidance_embedding_starts_as_nothing_and_must_be_given():
     without = fill(make_network(tiny_network()), std=0.3)

@@ -1,16 +1,17 @@
 """Objectives on flows with a known solution, and the accounting of their network calls."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
 from fakes import LATENT_DIM, fill, normals, random_text, tiny_network
 from torch import Tensor
 
-from meanaudio.config import ObjectiveConfig, ScheduleConfig, TimeConfig, constant
+from meanaudio.config import INSTANT, HalvingConfig, ObjectiveConfig, ObjectiveKind, ScaleConfig, ScheduleConfig, TimeConfig, constant
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.models.transformer import make_network
-from meanaudio.objectives import OBJECTIVES, make_objective
+from meanaudio.objectives import OBJECTIVES, Objective, make_objective
 from meanaudio.objectives.mean_flow import mean_flow_at, total_derivative
 from meanaudio.types import TextFeatures
 
@@ -230,23 +231,51 @@ def test_derivatives_are_computed_for_interval_rows_only_and_guidance_in_one_pas
 
 # ---------------------------------------------------------------- every objective
 
+HALF, SCALED = constant(0.5), {"scale": ScaleConfig(limits=True)}
 CONFIGS = {
     "flow_matching": ObjectiveConfig(kind="flow_matching"),
-    "mean_flow": ObjectiveConfig(interval_fraction=constant(0.5), time=TimeConfig(endpoint_fraction=0.3)),
-    "release": ObjectiveConfig(interval_fraction=constant(0.5), dropped_rows="release", text_dropout=0.5),
+    "mean_flow": ObjectiveConfig(interval_fraction=HALF, time=TimeConfig(endpoint_fraction=constant(0.3))),
+    "release": ObjectiveConfig(interval_fraction=HALF, dropped_rows="release", text_dropout=0.5),
+    "improved_mean_flow": ObjectiveConfig(kind="improved_mean_flow", interval_fraction=HALF),
+    "improved_mean_flow with scales": ObjectiveConfig(kind="improved_mean_flow", interval_fraction=HALF, **SCALED),
+    "alpha_flow": ObjectiveConfig(kind="alpha_flow", interval_fraction=HALF),
+    "alpha_flow with scales": ObjectiveConfig(kind="alpha_flow", interval_fraction=HALF, **SCALED),
+    "interval_splitting": ObjectiveConfig(kind="interval_splitting", interval_fraction=HALF),
+    "finite_difference": ObjectiveConfig(kind="finite_difference", interval_fraction=HALF),
+    "guidance_distillation": ObjectiveConfig(kind="guidance_distillation", teacher="given", scale=ScaleConfig()),
+    "progressive_distillation": ObjectiveConfig(kind="progressive_distillation", teacher="given"),
+    "later progressive_distillation": ObjectiveConfig(
+        kind="progressive_distillation", teacher="given", halving=HalvingConfig(steps=2, first=16), scale=ScaleConfig()
+    ),
 }
 
 
+def network_for(name: str):
+    scale = CONFIGS[name].scale
+    interval = "none" if CONFIGS[name].kind in INSTANT else "relative"
+    return network(interval=interval, guidance_embedding=scale is not None, guidance_limits=scale is not None and scale.limits)
+
+
+def objective_for(name: str) -> Objective:
+    """The objective, with a teacher of the kind it takes."""
+    config, teacher = CONFIGS[name], None
+    if config.kind == "guidance_distillation":
+        teacher = network(interval="none")
+    elif config.kind == "progressive_distillation":
+        teacher = network(interval="relative", guidance_embedding=config.scale is not None)
+    return make_objective(config, None if teacher is None else teacher.requires_grad_(False))
+
+
 def test_every_objective_of_the_table_is_tried_here():
-    assert {config.kind for config in CONFIGS.values()} == set(OBJECTIVES)
+    assert {config.kind for config in CONFIGS.values()} == set(OBJECTIVES) == set(get_args(ObjectiveKind))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("amp", [False, True])
 def test_every_parameter_gets_a_gradient(name, amp):
-    net = network(interval="none" if name == "flow_matching" else "relative")
+    net = network_for(name)
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-        loss = run(make_objective(CONFIGS[name]), net, draws()[0])
+        loss = run(objective_for(name), net, draws()[0])
     assert loss.per_sample.shape == loss.t.shape == (4,)
     assert loss.per_sample.dtype == torch.float32
     loss.per_sample.mean().backward()
@@ -259,8 +288,8 @@ def test_every_parameter_gets_a_gradient(name, amp):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_draws_come_from_the_generator_alone(name):
-    net, x = network(), draws()[0]
-    objective = make_objective(CONFIGS[name])
+    net, x = network_for(name), draws()[0]
+    objective = objective_for(name)
     first = run(objective, net, x, seed=3)
     torch.randn(7)
     again, other = run(objective, net, x, seed=3), run(objective, net, x, seed=4)
@@ -272,7 +301,7 @@ def test_draws_come_from_the_generator_alone(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_batch_may_be_split_once_it_is_drawn(name):
     """What several processes and accumulation rely on: a row's loss does not depend on the rows beside it."""
-    net, x, objective = network(), draws()[0], make_objective(CONFIGS[name])
+    net, x, objective = network_for(name), draws()[0], objective_for(name)
     drawn = objective.draw(x.shape, progress=0.7, generator=torch.Generator().manual_seed(2))
     whole = objective.loss(net, x, TEXT, NULL, drawn, progress=0.7).per_sample
     for rows in (slice(0, None, 2), slice(1, None, 2)):
@@ -284,7 +313,7 @@ def test_a_batch_may_be_split_once_it_is_drawn(name):
 def test_inputs_are_not_changed(name):
     x = draws()[0]
     before = copy.deepcopy((x, TEXT, NULL))
-    run(make_objective(CONFIGS[name]), network(), x)
+    run(objective_for(name), network_for(name), x)
     for a, b in zip(before[1:], (TEXT, NULL), strict=True):
         assert all(torch.equal(p, q) for p, q in zip((a.sequence, a.pooled, a.mask), (b.sequence, b.pooled, b.mask), strict=True))
     assert torch.equal(before[0], x)
