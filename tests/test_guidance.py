@@ -4,7 +4,9 @@ import pytest
 import torch
 from fakes import normals
 
-from meanaudio.guidance import guided
+from meanaudio.errors import InputError
+from meanaudio.flow import expand
+from meanaudio.guidance import BASE, ClassifierGuidance, check_limits, choose, classifier_guided, guided
 
 
 class Constant:
@@ -57,3 +59,154 @@ def test_guided_fields_can_be_guided_again():
         rtol=1e-5,
     )
     assert len(reference.calls) == 2
+
+
+# ---------------------------------------------------------------- limits
+
+
+@pytest.mark.parametrize(("limits", "share"), [((0.0, 1.0), 3), ((0.4, 0.6), 1), ((0.5, 0.5001), 1), ((0.6, 0.7), 0), ((0.0, 0.5), 2)])
+def test_guidance_acts_within_its_limits_and_costs_nothing_outside(limits, share):
+    """Three steps, at t = 1, 0.5 and 0.25."""
+    main, reference = fields()
+    field = guided(main, reference, 3.0, limits)
+    for t in (1.0, 0.5, 0.25):
+        found = field(normals(2, 3, 4), torch.full((2,), t), torch.zeros(2))
+        inside = limits[0] <= t <= limits[1]
+        torch.testing.assert_close(found, reference.answer + 3 * (main.answer - reference.answer) if inside else main.answer)
+    assert len(reference.calls) == share
+    assert len(main.calls) == 3
+
+
+def test_rows_on_both_sides_of_a_limit_are_told_apart():
+    main, reference = fields()
+    found = guided(main, reference, 2.0, (0.5, 1.0))(normals(2, 3, 4), torch.tensor([0.9, 0.1]), torch.zeros(2))
+    torch.testing.assert_close(found[0], 2 * main.answer[0] - reference.answer[0])
+    assert torch.equal(found[1], main.answer[1])
+
+
+@pytest.mark.parametrize("limits", [(0.5, 0.5), (0.6, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
+def test_limits_that_hold_no_time_are_refused(limits):
+    with pytest.raises(InputError, match="0 <= low < high <= 1"):
+        check_limits(limits)
+
+
+# ---------------------------------------------------------------- a classifier that only looks
+
+
+class Judge:
+    """A classifier with one answer for each row, that remembers what it was shown."""
+
+    classes = ("dog", "rain", "bell", "door")
+
+    def __init__(self, probabilities) -> None:
+        self.logits, self.seen = torch.tensor(probabilities).log(), []
+
+    def __call__(self, latents):
+        self.seen.append(latents)
+        return self.logits
+
+
+class References:
+    """Fields to move away from: the class's number everywhere, -1 for the base."""
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    def __call__(self, z, t, r, rows, choice):
+        assert len(z) == len(t) == len(r) == len(rows) == len(choice)
+        self.calls.append((rows.tolist(), choice.tolist()))
+        return choice[:, None, None].float().expand_as(z)
+
+
+WANTED = torch.tensor([[True, False, False, False], [False, True, False, True]])
+CONFIDENT = [[0.97, 0.01, 0.01, 0.01], [0.01, 0.58, 0.01, 0.4]]
+CONFUSED = [[0.2, 0.1, 0.6, 0.1], [0.01, 0.58, 0.01, 0.4]]
+AT = (torch.full((2,), 0.8), torch.full((2,), 0.4))
+
+
+def test_a_confident_classifier_is_the_identity_and_costs_no_second_pass():
+    main, references, judge = fields()[0], References(), Judge(CONFIDENT)
+    z = normals(2, 3, 4, seed=5)
+    found = classifier_guided(main, references, judge, WANTED, ClassifierGuidance())(z, *AT)
+    assert torch.equal(found, main.answer)
+    assert references.calls == []
+    assert len(main.calls) == 1
+    torch.testing.assert_close(judge.seen[0], z - 0.8 * main.answer)
+
+
+def test_a_confused_row_moves_away_from_its_rival_by_its_confusion_and_the_other_rows_stay():
+    main, references = fields()[0], References()
+    settings = ClassifierGuidance(scale=5.0, power=2.0)
+    found = classifier_guided(main, references, Judge(CONFUSED), WANTED, settings)(normals(2, 3, 4), *AT)
+    assert references.calls == [([0], [2])]
+    scale = 1 + 4 * (0.6 / 0.8) ** 2
+    torch.testing.assert_close(found[0], 2 + scale * (main.answer[0] - 2))
+    assert torch.equal(found[1], main.answer[1])
+
+
+def test_with_a_base_reference_every_row_costs_two_passes_and_the_rival_takes_the_place_of_the_base():
+    """Classifier-free guidance or autoguidance at scale 2; the confused row's own scale is no lower."""
+    for limit, scale in ((5.0, 1 + 4 * 0.75), (1.5, 2.0)):
+        main, references = fields()[0], References()
+        settings = ClassifierGuidance(scale=limit)
+        field = classifier_guided(main, references, Judge(CONFUSED), WANTED, settings, base_scale=2.0)
+        found = field(normals(2, 3, 4), *AT)
+        assert references.calls == [([0, 1], [2, BASE])]
+        torch.testing.assert_close(found[0], 2 + scale * (main.answer[0] - 2))
+        torch.testing.assert_close(found[1], BASE + 2.0 * (main.answer[1] - BASE))
+
+
+def test_with_a_confident_classifier_and_a_base_it_is_guidance_by_the_base():
+    main, references = fields()[0], References()
+    field = classifier_guided(main, references, Judge(CONFIDENT), WANTED, ClassifierGuidance(), base_scale=4.0)
+    z = normals(2, 3, 4)
+    base = guided(main, lambda z, t, r: torch.full_like(z, BASE), 4.0)
+    torch.testing.assert_close(field(z, *AT), base(z, *AT))
+
+
+def test_scale_one_is_no_classifier_guidance_and_asks_nobody():
+    main, references, judge = fields()[0], References(), Judge(CONFUSED)
+    assert classifier_guided(main, references, judge, WANTED, ClassifierGuidance(scale=1.0)) is main
+    field = classifier_guided(main, references, judge, WANTED, ClassifierGuidance(scale=1.0), base_scale=2.0)
+    field(normals(2, 3, 4), *AT)
+    assert references.calls == [([0, 1], [BASE, BASE])]
+
+
+def test_outside_the_limits_the_classifier_is_not_asked():
+    main, references, judge = fields()[0], References(), Judge(CONFUSED)
+    field = classifier_guided(main, references, judge, WANTED, ClassifierGuidance(), base_scale=2.0, limits=(0.0, 0.5))
+    assert torch.equal(field(normals(2, 3, 4), *AT), main.answer)
+    assert judge.seen == references.calls == []
+
+
+def test_a_jump_of_its_own_costs_one_evaluation_unless_the_step_already_arrives():
+    z = normals(2, 3, 4, seed=5)
+    for r, evaluations in ((0.4, 2), (0.0, 1)):
+        judge, calls = Judge(CONFIDENT), []
+
+        def main(z, t, r, calls=calls):
+            calls.append(r)
+            return expand(r, z).expand_as(z) + 1
+
+        field = classifier_guided(main, References(), judge, WANTED, ClassifierGuidance(jump=True))
+        field(z, torch.full((2,), 0.8), torch.full((2,), r))
+        assert len(calls) == evaluations
+        torch.testing.assert_close(judge.seen[0], z - 0.8)  # the jump ends at r = 0
+
+
+def test_scales_and_rivals_follow_the_confusion():
+    wanted = torch.tensor([[True, False, False]]).expand(4, 3)
+    logits = torch.tensor([[9.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 9.0, 0.0], [0.0, 3.0, 9.0]])
+    chosen, scale = choose(logits, wanted, ClassifierGuidance(scale=3.0))
+    assert chosen.tolist() == [BASE, 2, 1, 2]
+    torch.testing.assert_close(scale, torch.tensor([1.0, 2.0, 3.0, 3.0]), atol=1e-3, rtol=0)
+    softer = choose(logits, wanted, ClassifierGuidance(scale=3.0, temperature=10.0))[1]
+    assert (softer[2:] < scale[2:]).all()
+    assert choose(logits, wanted, ClassifierGuidance(threshold=0.6))[0].tolist() == [BASE, BASE, 1, 2]
+
+
+@pytest.mark.parametrize("change", [{"scale": 0.5}, {"scale": float("nan")}, {"temperature": 0}, {"threshold": 2}, {"power": -1}])
+def test_impossible_classifier_guidance_is_refused_with_name_value_and_range(change):
+    (name, value), told = next(iter(change.items())), "must be from"
+    with pytest.raises(InputError, match=f"classifier {name} = {value}: {told}"):
+        ClassifierGuidance(**change)
