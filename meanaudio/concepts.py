@@ -1,0 +1,45 @@
+"""Which sounds a text names: words as classes, found in captions and prompts alike."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+# Words that say how, how much, where and when, but not what sounds.
+IDLE = frozenset(
+    """a an the this that its it he she they and or but of in on at by to from with without into onto over under through across against
+    near off out up down away back around along as is are was be being been has have while then when before after during followed
+    once twice again one two three four five times time several many few some single double another other multiple continuous continuously
+    sound sounds noise noises sounding recording clip effect short long brief small little tiny large big huge giant old new soft softly
+    hard heavy heavily light lightly loud loudly quiet quietly high low deep fast quick quickly slow slowly distant close nearby very
+    something someone game retro video""".split()
+)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of letters."""
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def names(text: str, concept: str) -> bool:
+    """Whether `text` holds all words of one of `concept`'s comma-separated names, each as it is or with an s."""
+    found = set(words(text))
+    alternatives = [words(name) for name in concept.split(",")]
+    return any(name and all(word in found or f"{word}s" in found for word in name) for name in alternatives)
+
+
+def frequent_concepts(captions: Iterable[str], count: int) -> tuple[str, ...]:
+    """The `count` words that most captions hold, idle words left out; a word and its form with an s are one. Ties go by the alphabet."""
+    held: Counter[str] = Counter()
+    for caption in captions:
+        held.update({word for word in words(caption) if len(word) > 2} - IDLE)
+    merged: Counter[str] = Counter()
+    for word, n in held.items():
+        merged[word[:-1] if word.endswith("s") and word[:-1] in held else word] += n
+    return tuple(sorted(sorted(merged), key=lambda word: -merged[word])[:count])
+
+
+def labels(texts: Sequence[str], concepts: Sequence[str]) -> list[list[bool]]:
+    """For each text, which concepts it names."""
+    return [[names(text, concept) for concept in concepts] for text in texts]
