@@ -16,7 +16,7 @@ from meanaudio import DEFAULT_MODEL
 from meanaudio.audio import limit_peak, match_level, save_audio
 from meanaudio.checkpoint import check_sizes, read_json
 from meanaudio.codec.codec import Codec, load_codec
-from meanaudio.config import CheckpointConfig, parse
+from meanaudio.config import CheckpointConfig, TextConfig, parse
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.shards import NULL_TEXT_FILE, read_null_text
 from meanaudio.errors import InputError
@@ -32,6 +32,27 @@ MAX_PROMPT = 1000  # characters
 MAX_SEED = 2**63 - 1
 FAST = "fast"  # a vocoder's name: the default checkpoint's, which is a small fraction of BigVGAN's work
 REMEMBERED_TEXTS = 64
+SAME_LATENTS = 0.01  # of a standard deviation: how far two networks' normalisations may be apart to work together
+
+
+def read_checkpoint_config(folder: Path) -> CheckpointConfig:
+    return parse(CheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json"))
+
+
+def check_same_latents(
+    folder: Path, found: CheckpointConfig, *, codec_hash: str, text: TextConfig, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """Raises InputError if the network in `folder` works on other latents or hears another text encoder than the one it shall join."""
+    if found.codec_hash != codec_hash:
+        raise InputError(f"{folder}: trained on latents of codec {found.codec_hash[:12]}, this network on those of {codec_hash[:12]}")
+    if found.text.encoder != text.encoder:
+        raise InputError(f"{folder}: trained with text encoder {found.text.encoder!r}, this network with {text.encoder!r}")
+    moved = max(abs(a - b) / s for a, b, s in zip(found.latent_mean, mean, std, strict=True))
+    scaled = max(abs(a / b - 1) for a, b in zip(found.latent_std, std, strict=True))
+    if max(moved, scaled) > SAME_LATENTS:
+        raise InputError(
+            f"{folder}: its latents are normalised otherwise (by {max(moved, scaled):.1%} of a deviation); train on the same shards"
+        )
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -112,7 +133,7 @@ class MeanAudio:
         folder = find_checkpoint(name_or_path)
         where = resolve_device(device)
         precision = resolve_dtype(dtype, where)
-        config = parse(CheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json"))
+        config = read_checkpoint_config(folder)
         finite = not check_sizes(folder)  # a converted checkpoint's weights were looked through when it was made
         encoder = make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where), folder=folder, dtype=precision)
         network = load_network(folder, config.network, dtype=precision, finite=finite)

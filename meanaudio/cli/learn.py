@@ -32,6 +32,22 @@ def train(
 
 
 @app.command()
+def distill(
+    config: Annotated[Path, typer.Option("--config", "-c", help="A YAML file, such as configs/generator_halving.yaml.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the rounds; an interrupted one is resumed.")],
+    set_: Set = None,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Halve a network's steps, round by round, down to one (docs/methods.md)."""
+    from meanaudio.config import TrainConfig, load_config
+    from meanaudio.training.distill import distill as run
+
+    export = run(load_config(TrainConfig, config, set_ or []), out, device=device, progress_bar=not quiet)
+    print(f"{out}: stopped; the same command goes on" if export is None else f"one-step network: {export}")
+
+
+@app.command()
 def ema(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     sigma_rel: Annotated[float, typer.Option("--sigma-rel", help="Relative width of the average, 0 to 0.28; longer averages have more.")],

@@ -56,6 +56,12 @@ def guidance_inputs(guidance: Tensor, config: ObjectiveConfig) -> Tensor | None:
     return guidance if config.scale.limits else guidance[:, 0]
 
 
+def shown_guidance(batch: int, config: ObjectiveConfig, device: torch.device) -> Tensor | None:
+    """The network's guidance inputs for samples and held-out numbers: the config's `shown` scale, at all times."""
+    shown = 1.0 if config.scale is None else config.scale.shown
+    return guidance_inputs(torch.tensor([shown, 0.0, 1.0], device=device).repeat(batch, 1), config)
+
+
 def acting(guidance: Tensor, t: Tensor) -> Tensor:
     """guidance [B, 3] at the instant t [B]: the scale is 1 outside its limits, and the limits are no more."""
     inside = (guidance[:, 1] <= t) & (t <= guidance[:, 2])

@@ -14,12 +14,14 @@ from meanaudio import distributed
 from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import file_hash, load_into, load_weights, read_json, save_weights, write_beside, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
-from meanaudio.config import CheckpointConfig, TrainConfig
+from meanaudio.config import DISTILLED, CheckpointConfig, TrainConfig
 from meanaudio.data.shards import ShardDataset, epoch_order
 from meanaudio.errors import InputError
 from meanaudio.evaluation.latents import held_out_distance
-from meanaudio.models.transformer import NETWORK_FILE, Transformer, make_network
+from meanaudio.models.transformer import NETWORK_FILE, Transformer, load_network, make_network
 from meanaudio.objectives import make_objective
+from meanaudio.objectives.two_times import shown_guidance
+from meanaudio.pipeline import check_same_latents, read_checkpoint_config
 from meanaudio.plots import save_spectrograms
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
@@ -55,7 +57,7 @@ class GeneratorTask:
         statistics = self.train.statistics
         self.mean, self.std = statistics.mean.to(self.device), statistics.std.to(self.device)
         self.null = self.train.null_text.to(self.device)
-        self.objective = make_objective(config.objective)
+        self.objective = make_objective(config.objective, self._teacher())
         network = self.blank()
         if config.init_from is not None:
             self._continue_from(network, Path(config.init_from))
@@ -94,8 +96,34 @@ class GeneratorTask:
         if before != self.train.index["codec_hash"]:
             raise InputError(f"{folder}: trained on latents of another codec")
         state = load_weights(folder / NETWORK_FILE)
-        new = {k: v for k, v in network.state_dict().items() if k.split(".")[0] in ("interval_embedding", "guidance_embedding")}
+        silent = ("interval_embedding", "guidance_embedding", "guidance_limits")
+        new = {k: v for k, v in network.state_dict().items() if k.split(".")[0] in silent}
         load_into(network, {**{k: v for k, v in new.items() if k not in state}, **state}, folder / NETWORK_FILE)
+
+    def _teacher(self) -> Transformer | None:
+        """The frozen network that a distillation learns from. Raises InputError if it cannot teach this run's network."""
+        objective = self.config.objective
+        if objective.kind not in DISTILLED or objective.teacher is None:
+            return None
+        folder = Path(objective.teacher)
+        found = read_checkpoint_config(folder)
+        check_same_latents(
+            folder, found, codec_hash=self.train.index["codec_hash"], text=self.config.text, mean=self.mean.tolist(), std=self.std.tolist()
+        )
+        if objective.kind == "guidance_distillation":
+            if found.guidance_range is not None:
+                raise InputError(f"teacher {folder} takes the guidance scale already; it must be a network that is guided by two passes")
+        else:
+            if objective.halving.steps < objective.halving.first and found.network.interval == "none":
+                raise InputError(f"teacher {folder} knows velocities only: it can teach the first round, halving.steps = halving.first")
+            taught = None if objective.scale is None else (objective.scale.low, objective.scale.high)
+            if (found.guidance_range is None) != (taught is None) or found.network.guidance_limits:
+                raise InputError(f"teacher {folder} takes guidance scales {found.guidance_range}, the objective's are {taught}")
+            if taught and found.guidance_range and not found.guidance_range[0] <= taught[0] < taught[1] <= found.guidance_range[1]:
+                raise InputError(
+                    f"teacher {folder} was trained for guidance scales {found.guidance_range}, the objective asks for {taught}"
+                )
+        return load_network(folder, found.network).to(self.device)
 
     def draw(self, step: int, progress: float) -> tuple[LatentBatch, torch.Tensor, Draws]:
         """This process's rows of batch number `step`: items, normalised latents [B, L, C] drawn from their posteriors, and draws.
@@ -143,13 +171,14 @@ class GeneratorTask:
         reference = (batch.mean.to(self.device) - self.mean) / self.std
         noise = per_sample_noise(reference.shape[1:], rows, self.device)
         with self._precision():
-            numbers = held_out_loss(network, self.config.objective, batch, self.null, self.mean, self.std, count)
+            numbers = held_out_loss(network, self.objective, batch, self.null, self.mean, self.std, count)
         references = distributed.gather_rows(reference, count)
         for steps in (1, 4) if mean else (25,):
             made = []
             for i in range(0, len(rows), CHUNK):
                 with self._precision():
-                    field = network.field(network.condition(batch.text[i : i + CHUNK].to(self.device)))
+                    text = batch.text[i : i + CHUNK].to(self.device)
+                    field = network.field(network.condition(text), shown_guidance(len(text), self.config.objective, self.device))
                     made.append(integrate(field, noise[i : i + CHUNK], uniform_times(steps), mean=mean).float())
             everything = distributed.gather_rows(torch.cat(made), count)
             numbers |= {f"{k}_{steps}_step": v for k, v in held_out_distance(everything, references).items()}
@@ -183,6 +212,7 @@ class GeneratorTask:
         for name in (VAE_FILE, VOCODER_FILE):
             if (source / name).is_file():
                 write_beside(folder / name, partial(shutil.copyfile, source / name))
+        scale = config.objective.scale
         described = CheckpointConfig(
             seconds=config.seconds,
             codec=read_codec_config(source),
@@ -191,5 +221,6 @@ class GeneratorTask:
             network=config.network,
             latent_mean=tuple(self.mean.tolist()),
             latent_std=tuple(self.std.tolist()),
+            guidance_range=None if scale is None else (scale.low, scale.high),
         )
         write_json(folder / "config.json", described.model_dump(mode="json"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from meanaudio import distributed
-from meanaudio.config import ObjectiveConfig
 from meanaudio.objectives import Objective
 from meanaudio.types import LatentBatch, TextFeatures
 
@@ -16,14 +17,14 @@ CHUNK = 32  # rows at a time
 
 
 def held_out_loss(
-    network: nn.Module, config: ObjectiveConfig, batch: LatentBatch, null: TextFeatures, mean: Tensor, std: Tensor, count: int
+    network: nn.Module, objective: Objective, batch: LatentBatch, null: TextFeatures, mean: Tensor, std: Tensor, count: int
 ) -> dict[str, float]:
     """`error` of the objective and `error_t_0.2_0.4`, ... by the time t of the row; bins into which no time falls are left out.
 
     Without the weighting and the dropout of text, and with the schedules at their end: the same question from the first step to the last.
     batch: this rank's rows of `count` held-out ones (distributed.my_rows). mean, std [C] normalise latents. All ranks call it.
     """
-    objective = Objective(config.model_copy(update={"adaptive_power": 0.0, "text_dropout": 0.0}))
+    objective = replace(objective, config=objective.config.model_copy(update={"adaptive_power": 0.0, "text_dropout": 0.0}))
     rows = list(distributed.my_rows(count))
     shape = (count, *batch.mean.shape[1:])
     generator = torch.Generator().manual_seed(SEED)
