@@ -15,12 +15,11 @@ def words(text: str) -> list[str]:
 # Words that say how, how much, where and when, but not what sounds.
 IDLE = frozenset(
     words("""a an the this that its it he she they and or but of in on at by to from with without into onto over under through across
-    against
-    near off out up down away back around along as is are was be being been has have while then when before after during followed
-    once twice again one two three four five times time several many few some single double another other multiple continuous continuously
-    sound sounds noise noises sounding recording clip effect short long brief small little tiny large big huge giant old new soft softly
-    hard heavy heavily light lightly loud loudly quiet quietly high low deep fast quick quickly slow slowly distant close nearby very
-    something someone game retro video""")
+    against near off out up down away back around along as is are was be being been has have while then when before after during
+    followed once twice again one two three four five times time several many few some single double another other multiple continuous
+    continuously sound sounds noise noises sounding recording clip effect short long brief small little tiny large big huge giant old
+    new soft softly hard heavy heavily light lightly loud loudly quiet quietly high low deep fast quick quickly slow slowly distant
+    close nearby very something someone game retro video""")
 )
 
 

@@ -399,11 +399,24 @@ class VocoderTrainConfig(Config):
     reconstructed_share: float = Field(0.0, ge=0, le=1, description="share of rows whose mel went through the VAE first")
 
 
+class TaggerConfig(Config):
+    """The tagger that guides (docs/methods.md). words: its classes; the `count` most frequent of the training captions if there are none.
+
+    noise: training latents get normal noise of up to this many standard deviations, because estimates during sampling are rough.
+    """
+
+    words: tuple[str, ...] = ()
+    count: int = Field(48, ge=2)
+    width: int = Field(128, gt=0)
+    blocks: int = Field(3, gt=0)
+    noise: float = Field(0.5, ge=0)
+
+
 class TrainConfig(Config):
     """One training run. `task` says which network is trained and which of the sections matter."""
 
-    task: Literal["vae", "vocoder", "generator"] = "generator"
-    data: str = Field("data/sounds", description="vae, vocoder: a manifest; generator: a folder of shards from `meanaudio prepare`")
+    task: Literal["vae", "vocoder", "generator", "tagger"] = "generator"
+    data: str = Field("data/sounds", description="vae, vocoder: a manifest; generator, tagger: a folder of shards from `meanaudio prepare`")
     codec_from: str | None = Field(None, description="folder of an earlier codec training whose parts are used")
     init_from: str | None = Field(None, description="folder of a checkpoint whose network is continued")
     seconds: float = Field(5.12, gt=0, description="length of a generator's training window")
@@ -414,6 +427,7 @@ class TrainConfig(Config):
     objective: ObjectiveConfig = ObjectiveConfig()
     vae: VAETrainConfig = VAETrainConfig()
     vocoder: VocoderTrainConfig = VocoderTrainConfig()
+    tagger: TaggerConfig = TaggerConfig()
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
 
@@ -468,6 +482,17 @@ class CheckpointConfig(Config):
         if len(widths) != 1:
             raise ValueError(f"codec, network and latent statistics disagree on the number of latent channels: {sorted(widths)}")
         return self
+
+
+class TaggerCheckpointConfig(Config):
+    """config.json of a tagger's folder. codec_hash: sha256 of the VAE file whose latents it hears."""
+
+    format: Literal[1] = 1
+    codec_hash: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    latent_dim: int = Field(gt=0)
+    width: int = Field(gt=0)
+    blocks: int = Field(gt=0)
 
 
 # ---------------------------------------------------------------- reading

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from meanaudio.audio import SAVE_SUFFIXES
+from meanaudio.audio import SAVE_SUFFIXES, load_audio
 from meanaudio.errors import InputError
-from meanaudio.pipeline import MeanAudio
+from meanaudio.pipeline import Audio, MeanAudio
 from meanaudio.plots import save_spectrogram
 
 
@@ -47,20 +47,46 @@ def generate_files(
     if not prompts:
         raise InputError("no prompt given: meanaudio generate 'rain on a tin roof' -o rain.wav")
     paths = target_paths(out, prompts)
-    if spectrogram and importlib.util.find_spec("matplotlib") is None:
-        raise InputError("a spectrogram needs matplotlib, which is not installed: pip install matplotlib")
+    _check_plots(spectrogram)
     pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype, vocoder=vocoder, compile=compile)
     pipeline.encode_text(["warm up"])  # reads the encoder's weights, so that the time printed is that of generation
     began = time.perf_counter()
     audio = pipeline.generate(list(prompts), **options)
-    seconds = time.perf_counter() - began
+    _write(audio, paths, prompts, time.perf_counter() - began, str(pipeline.device), spectrogram)
+    return paths
+
+
+def edit_file(
+    recording: Path, prompts: Sequence[str], out: Path, *, model: str, device: str | None, dtype: str | None, spectrogram: bool,
+    vocoder: str | None = None, **options,
+) -> list[Path]:  # fmt: skip
+    """Write `recording` as each prompt would have it, as `generate_files` does. options: as MeanAudio.edit's."""
+    paths = target_paths(out, prompts)
+    _check_plots(spectrogram)
+    pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype, vocoder=vocoder)
+    sound = load_audio(recording, pipeline.sample_rate)
+    began = time.perf_counter()
+    audio = pipeline.edit(sound, list(prompts), **options)
+    _write(audio, paths, prompts, time.perf_counter() - began, str(pipeline.device), spectrogram)
+    return paths
+
+
+def _check_plots(spectrogram: bool) -> None:
+    if spectrogram and importlib.util.find_spec("matplotlib") is None:
+        raise InputError("a spectrogram needs matplotlib, which is not installed: pip install matplotlib")
+
+
+def _write(audio: Audio, paths: Sequence[Path], prompts: Sequence[str], seconds: float, device: str, spectrogram: bool) -> None:
     for i, path in enumerate(paths):
         audio.save(path, i)
-        clip = audio.samples[i]
+        clip, seed = audio.samples[i], audio.parameters[i].get("seed")
         rms, peak = (f"{20 * x.clamp_min(1e-5).log10():.1f}" for x in (clip.square().mean().sqrt(), clip.abs().max()))
-        print(f"{path}  seed {audio.parameters[i]['seed']}  {len(clip) / audio.sample_rate:.2f} s  rms {rms} dBFS  peak {peak} dBFS")
+        drawn = "" if seed is None else f"  seed {seed}"
+        print(f"{path}{drawn}  {len(clip) / audio.sample_rate:.2f} s  rms {rms} dBFS  peak {peak} dBFS")
         if spectrogram:
             save_spectrogram(path.with_suffix(".png"), clip, audio.sample_rate, prompts[i])
     length = audio.samples.numel() / audio.sample_rate
-    print(f"{seconds:.2f} s for {length:.2f} s of sound: real-time factor {seconds / length:.4f} on {pipeline.device}")
-    return paths
+    print(
+        f"{seconds:.2f} s for {length:.2f} s of sound: real-time factor {seconds / length:.4f} on {device}, "
+        f"{audio.evaluations:g} network evaluation(s) a clip"
+    )

@@ -53,11 +53,31 @@ def check_limits(limits: tuple[float, float]) -> None:
 
 
 class Classifier(Protocol):
-    """Hears what is in normalised latents [B, L, C] -> logits [B, K] for one softmax over its `classes`."""
+    """Hears what is in the codec's latents [B, L, C] -> logits [B, K] for one softmax over its `classes`.
 
-    classes: tuple[str, ...]
+    related: [K, K] True for classes of which one is no mistake for the other, or None.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def related(self) -> Tensor | None: ...
 
     def __call__(self, latents: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class DecodedClassifier:
+    """A classifier of sound as one of latents. decode: latents [B, L, C] -> audio [B, N]. listen: audio [B, N] -> logits [B, K]."""
+
+    decode: Callable[[Tensor], Tensor]
+    listen: Callable[[Tensor], Tensor]
+    classes: tuple[str, ...]
+    related: Tensor | None = None
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return self.listen(self.decode(latents))
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,7 @@ class ClassifierGuidance:
 
 
 def classifier_guided(
-    main: Field, reference: ChosenField, classifier: Classifier, wanted: Tensor, settings: ClassifierGuidance, *,
+    main: Field, reference: ChosenField, classify: Callable[[Tensor], Tensor], wanted: Tensor, settings: ClassifierGuidance, *,
     base_scale: float = 1.0, limits: tuple[float, float] = (0.0, 1.0),
 ) -> Field:  # fmt: skip
     """Gradient-free classifier guidance, after Shenoy et al. (arXiv 2411.15393): a classifier that only looks picks, at every step and for
@@ -91,7 +111,8 @@ def classifier_guided(
     is 1 + (settings.scale - 1) confusion^power. Rows below the threshold keep `base_scale` and the BASE reference (null text or a weaker
     network); at base_scale 1 they cost no second evaluation. Confused rows move away from class k, at no less than base_scale.
 
-    wanted: [B, K] True at the classes that row b should hold, at least one.
+    classify: clean latents as the field has them, [B, L, C] -> logits [B, K]. wanted: [B, K] True at the classes that row b may hold, at
+    least one.
     """
     if settings.scale == 1 and base_scale == 1:
         return main
@@ -102,7 +123,7 @@ def classifier_guided(
             return own
         arrives = not settings.jump or bool((r == 0).all())
         clean = z - expand(t, z) * (own if arrives else main(z, t, torch.zeros_like(r)))
-        chosen, scale = choose(classifier(clean), wanted, settings)
+        chosen, scale = choose(classify(clean), wanted, settings)
         scale = torch.where(chosen == BASE, base_scale, scale.clamp_min(base_scale))
         rows = ((scale != 1) & inside).nonzero()[:, 0]
         if len(rows) == 0:

@@ -16,14 +16,16 @@ from meanaudio import DEFAULT_MODEL
 from meanaudio.audio import limit_peak, match_level, save_audio
 from meanaudio.checkpoint import check_sizes, read_json
 from meanaudio.codec.codec import Codec, load_codec
-from meanaudio.config import CheckpointConfig, TextConfig, parse
+from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.shards import NULL_TEXT_FILE, read_null_text
 from meanaudio.errors import InputError
-from meanaudio.guidance import guided
+from meanaudio.guidance import Classifier, ClassifierGuidance
+from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
 from meanaudio.precision import DTYPES, computing_in
-from meanaudio.sampling import integrate, per_sample_noise, uniform_times
+from meanaudio.sampling import integrate, integrate_stochastic, invert, per_sample_noises, uniform_times
+from meanaudio.steering import ALWAYS, Steering, check_steering, check_weaker, steered_field, wanted_classes
 from meanaudio.text import TextEncoder, make_encoder
 from meanaudio.types import TextFeatures
 
@@ -32,27 +34,10 @@ MAX_PROMPT = 1000  # characters
 MAX_SEED = 2**63 - 1
 FAST = "fast"  # a vocoder's name: the default checkpoint's, which is a small fraction of BigVGAN's work
 REMEMBERED_TEXTS = 64
-SAME_LATENTS = 0.01  # of a standard deviation: how far two networks' normalisations may be apart to work together
 
 
 def read_checkpoint_config(folder: Path) -> CheckpointConfig:
     return parse(CheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json"))
-
-
-def check_same_latents(
-    folder: Path, found: CheckpointConfig, *, codec_hash: str, text: TextConfig, mean: Sequence[float], std: Sequence[float]
-) -> None:
-    """Raises InputError if the network in `folder` works on other latents or hears another text encoder than the one it shall join."""
-    if found.codec_hash != codec_hash:
-        raise InputError(f"{folder}: trained on latents of codec {found.codec_hash[:12]}, this network on those of {codec_hash[:12]}")
-    if found.text.encoder != text.encoder:
-        raise InputError(f"{folder}: trained with text encoder {found.text.encoder!r}, this network with {text.encoder!r}")
-    moved = max(abs(a - b) / s for a, b, s in zip(found.latent_mean, mean, std, strict=True))
-    scaled = max(abs(a / b - 1) for a, b in zip(found.latent_std, std, strict=True))
-    if max(moved, scaled) > SAME_LATENTS:
-        raise InputError(
-            f"{folder}: its latents are normalised otherwise (by {max(moved, scaled):.1%} of a deviation); train on the same shards"
-        )
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -80,11 +65,15 @@ def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Audio:
-    """Generated sound. samples: [B, N] float32 on the CPU, peaks within 0.98. parameters: one dict a clip that makes it again."""
+    """Generated sound. samples: [B, N] float32 on the CPU, peaks within 0.98. parameters: one dict a clip that makes it again.
+
+    evaluations: of networks, a clip, on average.
+    """
 
     samples: Tensor
     sample_rate: int
     parameters: list[dict[str, Any]]
+    evaluations: float = 0.0
 
     def save(self, path: str | Path, index: int = 0) -> Path:
         """Write clip `index` as wav, flac or ogg with its parameters in the file's comment."""
@@ -109,6 +98,7 @@ class MeanAudio:
         self.std = torch.tensor(config.latent_std, device=self.device)
         self.null_text = None if null_text is None else null_text.to(self.device)
         self._features: dict[str, TextFeatures] = {}
+        self._guide: tuple[Path, Transformer, CheckpointConfig] | None = None
 
     @property
     def sample_rate(self) -> int:
@@ -171,20 +161,39 @@ class MeanAudio:
 
     @torch.inference_mode()
     def sample_latents(
-        self, text: TextFeatures, seeds: Sequence[int], num_latents: int, *, steps: int = 1, guidance_scale: float = 1.0,
-        reference: TextFeatures | None = None,
+        self, text: TextFeatures, seeds: Sequence[int], num_latents: int, *, steps: int = 1, steering: Steering | None = None,
+        stochastic: bool = False,
     ) -> Tensor:  # fmt: skip
-        """Latents [B, num_latents, C] for B texts. reference: text features to move away from, one row or B, where the scale is not 1."""
-        noise = per_sample_noise((num_latents, self.config.network.latent_dim), seeds, self.device)
+        """Latents [B, num_latents, C] for B texts. steering: guidance; none if left out. stochastic: fresh noise at every step."""
+        noises = per_sample_noises((num_latents, self.config.network.latent_dim), seeds, self.device)
+        times, mean = uniform_times(steps), self.config.network.interval != "none"
         with self.precision():
-            field = self.network.field(self.network.condition(text))
-            if guidance_scale != 1:
-                if reference is None:
-                    raise InputError(f"guidance_scale = {guidance_scale} needs the features of a reference text")
-                away = self.network.field(self.network.condition(reference.expand(len(text))))
-                field = guided(field, away, guidance_scale)
-            normalised = integrate(field, noise, uniform_times(steps), mean=self.config.network.interval != "none")
+            field = steered_field(self.network, self.config, text, steering or Steering())
+            if stochastic:
+                normalised = integrate_stochastic(field, noises, times, mean=mean)
+            else:
+                normalised = integrate(field, next(noises), times, mean=mean)
         return normalised.float() * self.std + self.mean
+
+    @torch.inference_mode()
+    def move_latents(
+        self, latents: Tensor, source: TextFeatures, text: TextFeatures, *, strength: float, steps: int, iterations: int, steering: Steering
+    ) -> Tensor:
+        """Latents [B, L, C] up to the noise level `strength` as `source`, and down again as `text`, steered."""
+        times, mean = uniform_times(steps, strength), self.config.network.interval != "none"
+        with self.precision():
+            least = 1.0 if self.config.guidance_range is None else self.config.guidance_range[0]
+            unguided = Steering(scale=least, evaluations=steering.evaluations)
+            up = steered_field(self.network, self.config, source, unguided)
+            noise = invert(up, (latents - self.mean) / self.std, times, mean=mean, iterations=iterations)
+            normalised = integrate(steered_field(self.network, self.config, text, steering), noise, times, mean=mean)
+        return normalised.float() * self.std + self.mean
+
+    @torch.inference_mode()
+    def encode(self, audio: Tensor) -> Tensor:
+        """audio [B, N] -> latents [B, L, C]: the mean of the codec's posterior."""
+        with self.precision():
+            return self.codec.encode(audio).mean.float()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, num_samples: int) -> Tensor:
@@ -201,48 +210,137 @@ class MeanAudio:
         steps: int = 1,
         guidance_scale: float = 1.0,
         negative_prompt: str | None = None,
+        guidance_limits: tuple[float, float] = ALWAYS,
+        guide_with: str | Path | None = None,
+        classifier: str | Path | Classifier | None = None,
+        classifier_scale: float = 3.0,
+        stochastic: bool = False,
         seed: int | None = None,
         level_db: float | None = -18.0,
     ) -> Audio:
         """One clip a prompt, exactly `duration` seconds (default: the length the checkpoint was trained at).
 
-        steps: network evaluations (twice as many with guidance). guidance_scale: 1 is none; a checkpoint whose training folded guidance
-        in needs none. negative_prompt: what to move away from, with a guidance_scale above 1.
-        seed: clip k is drawn from seed + k, and is the same alone or in a batch; drawn at random if None (see Audio.parameters).
+        steps: solver steps, each one network evaluation (two with guidance). guidance_scale: 1 is none; an input of the network, at no
+        more evaluations, for a checkpoint that takes it (`config.guidance_range`). negative_prompt: what to move away from in place of no
+        text. guidance_limits: guide for times t within them only; t = 1 is noise.
+        guide_with: a weaker or earlier checkpoint that is moved away from; it hears negative_prompt if there is one, else the prompt.
+        classifier: a tagger's folder, or a Classifier; where a clip sounds like another of its classes, the clip moves away from that class
+        at up to `classifier_scale` (see guidance.classifier_guided), alone or with either of the others.
+        stochastic: fresh noise at every step but the last. seed: clip k is drawn from seed + k, and is the same alone or in a batch; drawn
+        at random if None (see Audio.parameters).
         level_db: each clip's loudest 400 ms is brought to this level in dBFS, peaks permitting; None leaves levels as they come.
-        Raises InputError for an empty or overlong prompt and for numbers out of range.
+        Raises InputError for an empty or overlong prompt, for numbers out of range, and for guidance that this checkpoint cannot follow.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         duration = self.config.seconds if duration is None else duration
-        _check(prompts, duration, guidance_scale, negative_prompt, seed, level_db)
+        _check(prompts, duration, negative_prompt, seed, level_db)
         if duration > 1.5 * self.config.seconds:
             warnings.warn(f"{self.name} was trained on {self.config.seconds:g} s; {duration:g} s may drift or repeat", stacklevel=2)
         first = secrets.randbelow(2**31) if seed is None else seed
         seeds = [first + k for k in range(len(prompts))]
-        guiding = guidance_scale != 1
-        away = [negative_prompt or ""] if guiding and (negative_prompt or self.null_text is None) else []
-        features = self.encode_text([*prompts, *away])
-        reference = features[len(prompts) :] if away else self.null_text
-        latents = self.sample_latents(
-            features[: len(prompts)], seeds, self.codec.spec.covering_latents(duration), steps=steps,
-            guidance_scale=guidance_scale, reference=reference if guiding else None,
+        text, steering = self.steer(
+            prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt, guidance_limits=guidance_limits,
+            guide_with=guide_with, classifier=classifier, classifier_scale=classifier_scale,
         )  # fmt: skip
+        num_latents = self.codec.spec.covering_latents(duration)
+        latents = self.sample_latents(text, seeds, num_latents, steps=steps, steering=steering, stochastic=stochastic)
+        shared = {"model": self.name, "duration": duration, "steps": steps, "guidance_scale": guidance_scale, "level_db": level_db}
+        options = {
+            "negative_prompt": negative_prompt, "guidance_limits": None if tuple(guidance_limits) == ALWAYS else list(guidance_limits),
+            "guide_with": guide_with and str(guide_with), "stochastic": stochastic or None,
+            "classifier": str(classifier) if isinstance(classifier, str | Path) else None,
+            "classifier_scale": classifier_scale if isinstance(classifier, str | Path) else None,
+        }  # fmt: skip
+        shared |= {key: value for key, value in options.items() if value is not None}
+        parameters = [{"prompt": p, "seed": s, **shared} for p, s in zip(prompts, seeds, strict=True)]
+        return self._audio(latents, duration, level_db, parameters, steering)
+
+    def edit(
+        self,
+        audio: Tensor,
+        prompts: str | Sequence[str],
+        *,
+        source: str | None = None,
+        strength: float = 0.7,
+        steps: int = 8,
+        iterations: int = 2,
+        guidance_scale: float = 1.0,
+        negative_prompt: str | None = None,
+        level_db: float | None = -18.0,
+    ) -> Audio:
+        """A recording [N] at `sample_rate` as each of the prompts would have it: encoded up to the noise level `strength` as what it is,
+        and decoded from there as something else. Nothing is drawn at random.
+
+        source: what the recording is; no text if None. strength: 0 (excluded) keeps all, 1 keeps only what the noise remembers. steps: each
+        way; iterations: evaluations a step on the way up (see sampling.invert). guidance is for the way down, as in `generate`.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if audio.ndim != 1:
+            raise InputError(f"expected one recording [N], got {tuple(audio.shape)}")
+        duration = len(audio) / self.sample_rate
+        _check([*prompts, *([] if source is None else [source])], duration, negative_prompt, None, level_db)
+        if not 0 < strength <= 1:
+            raise InputError(f"strength = {strength}: must be above 0 and at most 1")
+        text, steering = self.steer(prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
+        before = self.null_text if source is None and self.null_text is not None else self.encode_text([source or ""])
+        latents = self.encode(audio[None].to(self.device)).expand(len(prompts), -1, -1)
+        moved = self.move_latents(
+            latents, before.expand(len(prompts)), text, strength=strength, steps=steps, iterations=iterations, steering=steering
+        )
+        shared = {"model": self.name, "source": source, "strength": strength, "steps": steps, "iterations": iterations}
+        shared |= {"guidance_scale": guidance_scale, "level_db": level_db}
+        shared |= {"negative_prompt": negative_prompt} if negative_prompt else {}
+        return self._audio(moved, duration, level_db, [{"prompt": p, **shared} for p in prompts], steering)
+
+    def steer(
+        self, prompts: Sequence[str], *, guidance_scale: float = 1.0, negative_prompt: str | None = None,
+        guidance_limits: tuple[float, float] = ALWAYS, guide_with: str | Path | None = None,
+        classifier: str | Path | Classifier | None = None, classifier_scale: float = 3.0,
+    ) -> tuple[TextFeatures, Steering]:  # fmt: skip
+        """(features of the prompts, the options of `generate` as a Steering). Raises InputError for what this checkpoint cannot follow."""
+        limits = (float(guidance_limits[0]), float(guidance_limits[1]))
+        check_steering(
+            self.name, self.config, scale=guidance_scale, limits=limits, negative_prompt=negative_prompt, weaker=guide_with is not None,
+            classifier=classifier is not None,
+        )  # fmt: skip
+        weaker, settings = None if guide_with is None else self._weaker(guide_with), ClassifierGuidance(scale=classifier_scale)
+        hear = load_tagger(Path(classifier), self.config.codec_hash).to(self.device) if isinstance(classifier, str | Path) else classifier
+        classes = () if hear is None else hear.classes
+        wanted = None if hear is None else wanted_classes(prompts, classes, hear.related).to(self.device)
+
+        from_null = negative_prompt is None and weaker is None and guidance_scale != 1 and self.config.guidance_range is None
+        negative = [negative_prompt] if negative_prompt is not None else [""] if from_null and self.null_text is None else []
+        features = self.encode_text([*prompts, *classes, *negative])
+        text, class_text, away = features[: len(prompts)], features[len(prompts) : len(features) - len(negative)], features[-1:]
+        return text, Steering(
+            scale=guidance_scale, limits=limits, away=away if negative else self.null_text if from_null else None, weaker=weaker,
+            classifier=hear, wanted=wanted, class_text=class_text if classes else None, settings=settings,
+        )  # fmt: skip
+
+    def _weaker(self, name_or_path: str | Path) -> tuple[Transformer, CheckpointConfig]:
+        """The network of another checkpoint, to be guided with; the last one is kept."""
+        folder = find_checkpoint(name_or_path)
+        if self._guide is None or self._guide[0] != folder:
+            config = read_checkpoint_config(folder)
+            check_weaker(folder, config, self.config)
+            self._guide = folder, load_network(folder, config.network, dtype=self.dtype).to(self.device), config
+        return self._guide[1:]
+
+    def _audio(
+        self, latents: Tensor, duration: float, level_db: float | None, parameters: list[dict[str, Any]], steering: Steering
+    ) -> Audio:
+        """Decoded, brought to its level and kept from clipping."""
         samples = self.decode(latents, self.codec.spec.num_samples(duration)).cpu()
         if level_db is not None:
             samples = match_level(samples, level_db, self.sample_rate)
-        samples = limit_peak(samples)
-        shared = {"model": self.name, "duration": duration, "steps": steps, "guidance_scale": guidance_scale, "level_db": level_db}
-        shared |= {"negative_prompt": negative_prompt} if negative_prompt else {}
-        return Audio(samples, self.sample_rate, [{"prompt": p, "seed": s, **shared} for p, s in zip(prompts, seeds, strict=True)])
+        return Audio(limit_peak(samples), self.sample_rate, parameters, steering.evaluations.clips / len(parameters))
 
     def precision(self) -> torch.autocast:
         """The context that `dtype` asks for: the two inner stages need it where they are called by hand."""
         return computing_in(self.dtype, self.device)
 
 
-def _check(
-    prompts: list[str], duration: float, guidance_scale: float, negative_prompt: str | None, seed: int | None, level_db: float | None
-) -> None:
+def _check(prompts: list[str], duration: float, negative_prompt: str | None, seed: int | None, level_db: float | None) -> None:
     if not prompts:
         raise InputError("no prompt given")
     for prompt in [*prompts, *([negative_prompt] if negative_prompt is not None else [])]:
@@ -252,10 +350,6 @@ def _check(
             raise InputError(f"prompt of {len(prompt)} characters ({prompt[:30]!r}...): at most {MAX_PROMPT}")
     if not MIN_DURATION <= duration <= MAX_DURATION:
         raise InputError(f"duration = {duration} s: must be from {MIN_DURATION:g} to {MAX_DURATION:g}")
-    if not 1 <= guidance_scale <= 100:
-        raise InputError(f"guidance_scale = {guidance_scale}: must be from 1 (none) to 100")
-    if negative_prompt is not None and guidance_scale == 1:
-        raise InputError(f"negative_prompt {negative_prompt!r} has no effect at guidance_scale 1; ask for more, such as 2")
     if level_db is not None and not -80 <= level_db <= 0:
         raise InputError(f"level_db = {level_db}: must be from -80 to 0 dBFS, or None")
     if seed is not None and not 0 <= seed <= MAX_SEED - len(prompts):

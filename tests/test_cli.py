@@ -383,3 +383,97 @@ def test_packing_something_incomplete_writes_nothing(refused, checkpoint_copy, n
         save_file({"stranger": torch.zeros(1)}, path)
     refused(path.name, "pack", checkpoint_copy, "-o", "packed")
     refused("no such file", "pack", "nowhere", "-o", "packed")
+
+
+# ---------------------------------------------------------------- few steps
+
+
+def test_from_a_flow_to_a_guided_one_step_sound(run, fast_text, train_config, tiny_manifest, tiny_checkpoint, tmp_path):
+    """prepare, flow matching, stage one, two rounds of halving, a tagger, and every option of generate that they make possible."""
+    for split in ("train", "val"):
+        run("prepare", tiny_manifest, "-o", tmp_path / "shards" / split, "-c", train_config, "--split", split, "--quiet")
+    flow = ["--set", "network.interval=none", "--set", "objective.kind=flow_matching"]
+    guided = ["--set", "network.guidance_embedding=true", "--set", "objective.scale={low: 1, high: 5}"]
+    exports = {name: tmp_path / name / "export" for name in ("flow", "guided", "tagger")}
+
+    def train(name, *more):
+        code, _, err = run("train", "-c", train_config, "-o", tmp_path / name, "--device", "cpu", "--quiet", *more)
+        assert code == 0, err
+
+    def taught_by(folder):
+        return ["--set", f"objective.teacher={folder}", "--set", f"init_from={folder}"]
+
+    train("flow", *flow)
+    train("guided", *flow[:2], *guided, "--set", "objective.kind=guidance_distillation", *taught_by(exports["flow"]))
+    halving = [*guided, "--set", "objective.kind=progressive_distillation", "--set", "objective.halving={steps: 2, first: 2}"]
+    more = ["--device", "cpu", "--quiet", *halving, *taught_by(exports["guided"])]
+    code, out, err = run("distill", "-c", train_config, "-o", tmp_path / "halved", *more)
+    assert code == 0, err
+    assert f"one-step network: {tmp_path}/halved/1-steps/export" in out
+    words = "tagger={words: [tone, hertz], width: 16, blocks: 1}"
+    train("tagger", "--set", "task=tagger", "--set", words)
+
+    def sound(name, *options, model):
+        code, out, err = run(
+            "generate", "a tone of 400 hertz", "-m", model, "-o", tmp_path / name, "-d", "0.3", "--seed", "1", "--device", "cpu", *options
+        )
+        assert code == 0, err
+        return out
+
+    one_step = tmp_path / "halved" / "1-steps" / "export"
+    assert "1 network evaluation(s) a clip" in sound("one.wav", "-g", "3", model=one_step)
+    assert "2 network evaluation(s) a clip" in sound("two.wav", "-g", "3", "-s", "2", "--stochastic", model=one_step)
+    options = ["-g", "2", "-s", "4", "--guidance-limits", "0.3", "0.8"]
+    assert "6 network evaluation(s) a clip" in sound("flow.wav", *options, model=exports["flow"])
+    options = ["-s", "2", "--classifier", exports["tagger"], "--classifier-scale", "2"]
+    assert "2 network evaluation(s) a clip" in sound("heard.wav", *options, model=exports["flow"])  # both classes are wanted: no rival
+    assert "4 network evaluation(s) a clip" in sound(
+        "auto.wav", "-g", "2", "-s", "2", "--guide-with", exports["flow"], model=exports["flow"]
+    )
+
+    code, out, err = run(
+        "edit", tmp_path / "flow.wav", "a tone", "another tone", "-o", tmp_path / "edits", "-m", one_step, "--source", "a tone",
+        "--steps", "2", "--iterations", "3", "--device", "cpu", "--spectrogram",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "8 network evaluation(s) a clip" in out
+    assert "seed" not in out
+    names = ["00-a-tone.png", "00-a-tone.wav", "01-another-tone.png", "01-another-tone.wav"]
+    assert sorted(p.name for p in (tmp_path / "edits").iterdir()) == names
+    assert soundfile.info(tmp_path / "edits" / "00-a-tone.wav").frames == 4800
+    assert read_metadata(tmp_path / "edits" / "00-a-tone.wav")["source"] == "a tone"
+
+
+@pytest.mark.parametrize(
+    ("told", "options"),
+    [
+        ("guidance_limits = (0.8, 0.2)", ["-g", "2", "--guidance-limits", "0.8", "0.2"]),
+        ("guide_with has no effect at guidance_scale 1", ["--guide-with", "tiny"]),
+        ("unknown model 'nonesuch'", ["-g", "2", "--guide-with", "nonesuch"]),
+        ("no such file: nowhere/config.json", ["--classifier", "nowhere"]),
+        ("classifier scale = 0.0", ["--classifier", "nowhere", "--classifier-scale", "0"]),
+    ],
+)
+def test_generate_refuses_guidance_that_cannot_be(refused, fast_text, tiny_checkpoint, told, options):
+    refused(told, "generate", "rain", "-m", tiny_checkpoint, "--device", "cpu", *options)
+
+
+@pytest.mark.parametrize(
+    ("told", "options"),
+    [
+        ("no such audio file: gone.wav", ["gone.wav"]),
+        ("strength = 2.0", ["CLIP", "--strength", "2"]),
+        ("iterations = 0", ["CLIP", "--iterations", "0"]),
+        ("empty prompt ''", ["CLIP", "--source", ""]),
+        ("must be one of .wav, .flac, .ogg", ["CLIP", "-o", "a.mp3"]),
+    ],
+)
+def test_edit_refuses(refused, fast_text, tiny_checkpoint, tiny_manifest, told, options):
+    clip, *more = [tiny_manifest.parent / "clip0.wav" if x == "CLIP" else x for x in options]
+    refused(told, "edit", clip, "rain", "-m", tiny_checkpoint, "--device", "cpu", *more)
+
+
+def test_distill_refuses_another_objective(refused, train_config):
+    refused("not mean_flow; for one run use train", "distill", "-c", train_config, "-o", "halved", "--quiet")
+    more = ["--set", "objective.kind=progressive_distillation"]
+    refused("needs teacher, the folder of a checkpoint", "distill", "-c", train_config, "-o", "halved", "--quiet", *more)

@@ -19,7 +19,7 @@ ROWS = (
     ("errors", "types", "config", "audio", "flow", "checkpoint", "distributed", "plots", "precision", "concepts"),
     ("models", "text", "codec"),
     ("sampling", "guidance", "objectives", "data"),
-    ("convert",),
+    ("convert", "steering"),
     ("pipeline",),
     ("evaluation", "generate", "pack"),
     ("training",),

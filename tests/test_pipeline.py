@@ -14,6 +14,7 @@ from meanaudio.config import CodecConfig, MelConfig
 from meanaudio.errors import InputError
 from meanaudio.pipeline import MAX_DURATION, MeanAudio, resolve_device
 from meanaudio.sampling import per_sample_noise
+from meanaudio.steering import Steering
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_the_longest_allowed_duration_is_named(model):
 
 def test_guidance_without_a_reference_is_refused(model):
     with pytest.raises(InputError, match="reference"):
-        model.sample_latents(model.encode_text(["rain"]), [0], 16, guidance_scale=2.0)
+        model.sample_latents(model.encode_text(["rain"]), [0], 16, steering=Steering(scale=2.0))
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99", "meta", ""])

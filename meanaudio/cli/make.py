@@ -10,6 +10,17 @@ import typer
 from meanaudio import DEFAULT_MODEL
 from meanaudio.cli.common import Device, Dtype, Model, app
 
+Guidance = Annotated[
+    float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none. A checkpoint that takes it as an input has its own range.")
+]
+Negative = Annotated[Optional[str], typer.Option("--negative-prompt", help="What to move away from; needs --guidance above 1.")]
+Level = Annotated[float, typer.Option(help="Level of the loudest 400 ms, in dBFS.")]
+Vocoder = Annotated[
+    Optional[str], typer.Option(help="'fast', or another checkpoint whose vocoder reads the same mels; its own if left out.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Make kernels with torch.compile: minutes once, then faster.")]
+Spectrogram = Annotated[bool, typer.Option("--spectrogram", help="Write a PNG beside each sound.")]
+
 
 @app.command()
 def generate(
@@ -22,17 +33,25 @@ def generate(
     duration: Annotated[Optional[float], typer.Option("--duration", "-d", help="Seconds; the checkpoint's own length if left out.")] = None,
     steps: Annotated[int, typer.Option("--steps", "-s", help="Network evaluations a clip.")] = 1,
     seed: Annotated[Optional[int], typer.Option(help="Drawn and printed if left out.")] = None,
-    guidance: Annotated[float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none.")] = 1.0,
-    level: Annotated[float, typer.Option(help="Level of the loudest 400 ms, in dBFS.")] = -18.0,
-    negative_prompt: Annotated[Optional[str], typer.Option(help="What to move away from; needs --guidance above 1.")] = None,
+    guidance: Guidance = 1.0,
+    level: Level = -18.0,
+    negative_prompt: Negative = None,
+    guidance_limits: Annotated[
+        tuple[float, float], typer.Option("--guidance-limits", help="Guide between these times only; 1 is noise, 0 is sound.")
+    ] = (0.0, 1.0),
+    guide_with: Annotated[
+        Optional[str], typer.Option("--guide-with", help="A weaker or earlier checkpoint to move away from; needs --guidance above 1.")
+    ] = None,
+    classifier: Annotated[
+        Optional[Path], typer.Option(help="A tagger's folder: clips move away from what they are mistaken for (docs/methods.md).")
+    ] = None,
+    classifier_scale: Annotated[float, typer.Option("--classifier-scale", help="How far at most.")] = 3.0,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="Fresh noise at every step.")] = False,
     device: Device = None,
     dtype: Dtype = None,
-    vocoder: Annotated[
-        Optional[str],
-        typer.Option(help="'fast', or another checkpoint whose vocoder reads the same mels; its own if left out."),
-    ] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="Make kernels with torch.compile: minutes once, then faster.")] = False,
-    spectrogram: Annotated[bool, typer.Option("--spectrogram", help="Write a PNG beside each sound.")] = False,
+    vocoder: Vocoder = None,
+    compile_: Compile = False,
+    spectrogram: Spectrogram = False,
 ) -> None:
     """Turn prompts into sound files."""
     from meanaudio.generate import generate_files
@@ -40,7 +59,38 @@ def generate(
     everything = [*(prompts or []), *(prompt or [])]
     generate_files(
         everything, out, model=model, duration=duration, steps=steps, seed=seed, level_db=level, guidance_scale=guidance,
-        negative_prompt=negative_prompt, device=device, dtype=dtype, vocoder=vocoder, compile=compile_,
+        negative_prompt=negative_prompt, guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier,
+        classifier_scale=classifier_scale, stochastic=stochastic, device=device, dtype=dtype, vocoder=vocoder, compile=compile_,
+        spectrogram=spectrogram,
+    )  # fmt: skip
+
+
+@app.command()
+def edit(
+    recording: Annotated[Path, typer.Argument(help="A sound file.")],
+    prompts: Annotated[list[str], typer.Argument(help="What it shall be; one file a prompt.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .wav, .flac or .ogg file, or a folder if there are several prompts.")] = Path(
+        "out.wav"
+    ),
+    model: Model = DEFAULT_MODEL,
+    source: Annotated[Optional[str], typer.Option(help="What it is now; helps to keep the rest.")] = None,
+    strength: Annotated[float, typer.Option(help="From 0, nothing changes, to 1, only its noise is kept.")] = 0.7,
+    steps: Annotated[int, typer.Option("--steps", "-s", help="Steps on the way up to noise, and on the way down again.")] = 8,
+    iterations: Annotated[int, typer.Option(help="Network evaluations a step on the way up; more keep more of the recording.")] = 2,
+    guidance: Guidance = 1.0,
+    negative_prompt: Negative = None,
+    level: Level = -18.0,
+    device: Device = None,
+    dtype: Dtype = None,
+    vocoder: Vocoder = None,
+    spectrogram: Spectrogram = False,
+) -> None:
+    """Turn a recording into what it would be as something else: up to noise, and down again with another prompt."""
+    from meanaudio.generate import edit_file
+
+    edit_file(
+        recording, prompts, out, model=model, source=source, strength=strength, steps=steps, iterations=iterations,
+        guidance_scale=guidance, negative_prompt=negative_prompt, level_db=level, device=device, dtype=dtype, vocoder=vocoder,
         spectrogram=spectrogram,
     )  # fmt: skip
 

@@ -21,10 +21,11 @@ from meanaudio.evaluation.latents import held_out_distance
 from meanaudio.models.transformer import NETWORK_FILE, Transformer, load_network, make_network
 from meanaudio.objectives import make_objective
 from meanaudio.objectives.two_times import shown_guidance
-from meanaudio.pipeline import check_same_latents, read_checkpoint_config
+from meanaudio.pipeline import read_checkpoint_config
 from meanaudio.plots import save_spectrograms
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
+from meanaudio.steering import check_same_latents
 from meanaudio.training.log import mean_numbers
 from meanaudio.training.loop import Update
 from meanaudio.training.parallel import LossModule, compile_blocks, forward_pass, spread

@@ -14,8 +14,9 @@ from meanaudio.text import make_encoder
 from meanaudio.training.codec import VAETask, VocoderTask
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.loop import Loop
+from meanaudio.training.tagger import TaggerTask
 
-TASKS = {"vae": VAETask, "vocoder": VocoderTask, "generator": GeneratorTask}
+TASKS = {"vae": VAETask, "vocoder": VocoderTask, "generator": GeneratorTask, "tagger": TaggerTask}
 
 
 def train(

@@ -27,6 +27,7 @@ from meanaudio.errors import InputError
 from meanaudio.models.transformer import make_network
 from meanaudio.pack import pack
 from meanaudio.pipeline import MeanAudio
+from meanaudio.steering import Steering
 from meanaudio.types import TextFeatures
 
 # ---------------------------------------------------------------- full size, without data
@@ -140,7 +141,7 @@ def relative(found, expected) -> float:
 
 def test_one_step_from_noise_to_sound_is_the_official_one(model, monkeypatch):
     expected, io = floats(GOLDEN / "e2e_io.safetensors"), floats(GOLDEN / "net_io.safetensors")
-    monkeypatch.setattr(pipeline, "per_sample_noise", lambda *_: expected["x0"])
+    monkeypatch.setattr(pipeline, "per_sample_noises", lambda *_: iter([expected["x0"]]))
     text = TextFeatures(io["text_f"][:1], io["text_f_c"][:1], torch.arange(77)[None] < 5)  # padding is attended all the same
     latents = model.sample_latents(text, [0], 12)
     assert relative(latents, expected["latent"]) < 1e-4
@@ -164,9 +165,9 @@ def test_bf16_gives_nearly_the_same_mel_and_finite_sound(model):
 
 def test_guidance_moves_away_from_the_stored_null_text(model, monkeypatch):
     expected, io = floats(GOLDEN / "sampler_io.safetensors"), floats(GOLDEN / "net_io.safetensors")
-    monkeypatch.setattr(pipeline, "per_sample_noise", lambda *_: expected["x0"])
+    monkeypatch.setattr(pipeline, "per_sample_noises", lambda *_: iter([expected["x0"]]))
     text = TextFeatures(io["text_f"], io["text_f_c"], torch.ones(4, 77, dtype=torch.bool))
-    latents = model.sample_latents(text, range(4), 36, steps=2, guidance_scale=3.0, reference=model.null_text)
+    latents = model.sample_latents(text, range(4), 36, steps=2, steering=Steering(scale=3.0, away=model.null_text))
     assert relative((latents - model.mean) / model.std, expected["mf_steps2_cfg3"]) < 1e-4
 
 
@@ -175,7 +176,7 @@ def test_generate_uses_the_stored_null_text_and_no_prompt_for_it(model, monkeypa
     encode, sample = type(model).encode_text, type(model).sample_latents
     monkeypatch.setattr(type(model), "encode_text", lambda self, texts: encoded.append(list(texts)) or encode(self, texts))
     monkeypatch.setattr(
-        type(model), "sample_latents", lambda self, *args, **kw: references.append(kw["reference"]) or sample(self, *args, **kw)
+        type(model), "sample_latents", lambda self, *args, **kw: references.append(kw["steering"].away) or sample(self, *args, **kw)
     )
     model.generate(["rain", "a dog barks"], seed=0, duration=0.5, guidance_scale=3.0)
     model.generate("rain", seed=0, duration=0.5, guidance_scale=3.0, negative_prompt="wind")

@@ -11,7 +11,7 @@ from runs import assert_same_run, rows, tiny_run
 from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
 from meanaudio.config import CheckpointConfig, HalvingConfig, ObjectiveConfig, ScaleConfig, TrainConfig, constant, parse
 from meanaudio.errors import InputError
-from meanaudio.pipeline import make_network
+from meanaudio.models.transformer import make_network
 from meanaudio.training.distill import distill, round_of
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.loop import Loop

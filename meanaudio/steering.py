@@ -1,0 +1,163 @@
+"""Which field is integrated: what the options of a generation mean for a network, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meanaudio.concepts import labels
+from meanaudio.config import CheckpointConfig, NetworkConfig, TextConfig
+from meanaudio.errors import InputError
+from meanaudio.guidance import BASE, Classifier, ClassifierGuidance, check_limits, classifier_guided, guided, within
+from meanaudio.models.transformer import Transformer
+from meanaudio.types import Field, TextFeatures
+
+MAX_SCALE = 100
+SAME_LATENTS = 0.01  # of a standard deviation: how far two networks' normalisations may be apart to work together
+SHOWN_CLASSES = 30  # in an error
+ALWAYS = (0.0, 1.0)
+
+
+@dataclass
+class Evaluations:
+    """Network evaluations of a generation, counted by clips: a pass over half of the batch counts half."""
+
+    clips: int = 0
+
+    def add(self, clips: int) -> None:
+        self.clips += clips
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What a generation moves towards and away from. 1 is no guidance.
+
+    scale: an input of the network where it takes one, else the distance from `away`. limits: the times between which guidance acts.
+    weaker: the network that sees `away` in place of the main one (autoguidance). away: text features, one row or B; None: the prompts'.
+    classifier, wanted [B, K], class_text (K rows): a classifier of the codec's latents, the classes to hear in each clip, and texts of all.
+    """
+
+    scale: float = 1.0
+    limits: tuple[float, float] = ALWAYS
+    away: TextFeatures | None = None
+    weaker: tuple[Transformer, CheckpointConfig] | None = None
+    classifier: Classifier | None = None
+    wanted: Tensor | None = None
+    class_text: TextFeatures | None = None
+    settings: ClassifierGuidance = field(default_factory=ClassifierGuidance)
+    evaluations: Evaluations = field(default_factory=Evaluations)
+
+
+def steered_field(network: Transformer, config: CheckpointConfig, text: TextFeatures, steering: Steering) -> Field:
+    """The field of `network` for the prompts `text` [B], guided as `steering` says. It works on normalised latents."""
+    scale, inputs = steering.scale, None
+    if config.guidance_range is not None:
+        inputs, scale = guidance_input(config.network, scale, steering.limits), 1.0
+    tally, count = steering.evaluations, len(text)
+    main = _field(network, network.condition(text), inputs, tally)
+    other, other_inputs = network, inputs
+    if steering.weaker is not None:
+        other, weaker_config = steering.weaker
+        other_inputs = guidance_input(weaker_config.network, 1.0, ALWAYS) if weaker_config.guidance_range else None
+    away = text if steering.away is None else steering.away.expand(count)
+    if steering.classifier is None or steering.wanted is None or steering.class_text is None:
+        if scale == 1:
+            return main
+        if steering.away is None and other is network:
+            raise InputError(f"guidance_scale = {scale} needs the features of a reference text")
+        return guided(main, _field(other, other.condition(away), other_inputs, tally), scale, steering.limits)
+
+    condition = other.condition(TextFeatures.cat([away, steering.class_text]))
+
+    def reference(z: Tensor, t: Tensor, r: Tensor, rows: Tensor, choice: Tensor) -> Tensor:
+        chosen = condition[torch.where(choice == BASE, rows, count + choice)]
+        return _field(other, chosen, other_inputs, tally)(z, t, r)
+
+    mean, std = (torch.tensor(x, device=text.pooled.device) for x in (config.latent_mean, config.latent_std))
+    hear = steering.classifier
+    return classifier_guided(
+        main, reference, lambda clean: hear(clean.float() * std + mean), steering.wanted, steering.settings, base_scale=scale,
+        limits=steering.limits,
+    )  # fmt: skip
+
+
+def _field(network: Transformer, condition: Any, inputs: Callable[[Tensor], Tensor] | None, tally: Evaluations) -> Field:
+    def field(z: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        tally.add(len(z))
+        return network(z, t, r, condition, None if inputs is None else inputs(t))
+
+    return field
+
+
+def guidance_input(config: NetworkConfig, scale: float, limits: tuple[float, float]) -> Callable[[Tensor], Tensor]:
+    """t [B] -> the guidance inputs of a network that takes some: the scale [B], 1 outside the limits, or [B, 3] with the limits."""
+    if config.guidance_limits:
+        return lambda t: torch.tensor([scale, *limits], device=t.device, dtype=t.dtype).repeat(len(t), 1)
+    return lambda t: torch.where(within(t, limits), scale, 1.0).to(t.dtype)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def check_steering(
+    name: str, config: CheckpointConfig, *, scale: float, limits: tuple[float, float], negative_prompt: str | None, weaker: bool,
+    classifier: bool,
+) -> None:  # fmt: skip
+    """Raises InputError for options that this checkpoint cannot follow, or that would have no effect."""
+    check_limits(limits)
+    if not 1 <= scale <= MAX_SCALE:
+        raise InputError(f"guidance_scale = {scale}: must be from 1 (none) to {MAX_SCALE}")
+    if config.guidance_range is not None:
+        low, high = config.guidance_range
+        if not low <= scale <= high:
+            raise InputError(f"guidance_scale = {scale:g}: {name} takes it as an input and was trained from {low:g} to {high:g}")
+        if limits != ALWAYS and low > 1 and not config.network.guidance_limits:
+            raise InputError(f"guidance_limits = {limits}: outside them the scale is 1, and {name} was trained from {low:g}")
+        if negative_prompt is not None:
+            raise InputError(f"negative_prompt {negative_prompt!r}: {name} has learned to move away from no text, and takes only the scale")
+        if weaker:
+            raise InputError(f"guide_with: {name} has learned its guidance, and takes only the scale; use it without another network")
+    elif scale == 1 and not classifier:
+        for option, value in (("negative_prompt", negative_prompt), ("guide_with", weaker or None)):
+            if value is not None:
+                told = f"{option} {value!r}" if option == "negative_prompt" else option
+                raise InputError(f"{told} has no effect at guidance_scale 1; ask for more, such as 2")
+
+
+def check_same_latents(
+    folder: object, found: CheckpointConfig, *, codec_hash: str, text: TextConfig, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """Raises InputError if the network in `folder` works on other latents or hears another text encoder than the one it shall join."""
+    if found.codec_hash != codec_hash:
+        raise InputError(f"{folder}: trained on latents of codec {found.codec_hash[:12]}, this network on those of {codec_hash[:12]}")
+    if found.text.encoder != text.encoder:
+        raise InputError(f"{folder}: trained with text encoder {found.text.encoder!r}, this network with {text.encoder!r}")
+    moved = max(abs(a - b) / s for a, b, s in zip(found.latent_mean, mean, std, strict=True))
+    scaled = max(abs(a / b - 1) for a, b in zip(found.latent_std, std, strict=True))
+    if max(moved, scaled) > SAME_LATENTS:
+        raise InputError(
+            f"{folder}: its latents are normalised otherwise (by {max(moved, scaled):.1%} of a deviation); train on the same shards"
+        )
+
+
+def check_weaker(folder: object, found: CheckpointConfig, config: CheckpointConfig) -> None:
+    """Raises InputError unless the network in `folder` can be the reference of one of `config`'s checkpoint."""
+    check_same_latents(folder, found, codec_hash=config.codec_hash, text=config.text, mean=config.latent_mean, std=config.latent_std)
+    if found.network.interval == "none" and config.network.interval != "none":
+        raise InputError(f"guide_with {folder}: it knows velocities only, and this network jumps by mean velocities; use one that does")
+    if found.guidance_range is not None and found.guidance_range[0] > 1:
+        raise InputError(f"guide_with {folder}: trained for guidance scales {found.guidance_range}; it must know scale 1")
+
+
+def wanted_classes(prompts: Sequence[str], classes: Sequence[str], related: Tensor | None = None) -> Tensor:
+    """[B, K] True at the classes that a prompt names and those `related` [K, K] to them. Raises InputError if a prompt names none."""
+    wanted = torch.tensor(labels(prompts, classes)).reshape(len(prompts), len(classes))
+    for prompt, row in zip(prompts, wanted, strict=True):
+        if not row.any():
+            more = f", and {len(classes) - SHOWN_CLASSES} more" if len(classes) > SHOWN_CLASSES else ""
+            raise InputError(f"prompt {prompt[:60]!r} names nothing that the classifier knows: {', '.join(classes[:SHOWN_CLASSES])}{more}")
+    return wanted if related is None else wanted | (wanted.float() @ related.float().cpu() > 0)
