@@ -407,8 +407,8 @@ class TaggerConfig(Config):
 
     words: tuple[str, ...] = ()
     count: int = Field(48, ge=2)
-    width: int = Field(128, gt=0)
-    blocks: int = Field(3, gt=0)
+    width: int = Field(64, gt=0)
+    blocks: int = Field(2, gt=0)
     noise: float = Field(0.5, ge=0)
 
 
