@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -344,17 +344,18 @@ class OptimConfig(Config):
     warmup: int = Field(100, ge=0)
     decay: Literal["constant", "cosine", "steps"] = "cosine"
     final: float = Field(0.01, ge=0, le=1)
-    ema: tuple[Annotated[float, Field(ge=0, lt=0.28)], ...] = Field(
-        (0.05, 0.10),
-        min_length=1,
-        description="relative widths sigma_rel of the averages; the first is evaluated and exported; 0: no average",
+    ema: tuple[float, ...] = Field(
+        (0.05, 0.10), description="relative widths sigma_rel of the averages; the first is evaluated and exported; 0: no average"
     )
     ema_snapshots: int = Field(16, ge=0, description="how often in a run the averages are stored, so that others can be made of them")
 
     @field_validator("ema", mode="before")
     @classmethod
-    def _one_width(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int | float) else value
+    def _widths(cls, value: Any) -> Any:
+        widths = value if isinstance(value, list | tuple) else (value,)
+        if not widths or len(set(widths)) < len(widths) or not all(isinstance(w, int | float) and 0 <= w < 0.28 for w in widths):
+            raise ValueError("must be one or more different numbers, each from 0 to below 0.28")
+        return tuple(widths)
 
 
 class LoopConfig(Config):

@@ -1,6 +1,5 @@
 """Weights and states on disk: strict loads, damage, names, and writes that survive a failure."""
 
-import pickle
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,10 @@ from meanaudio.checkpoint import (
     folder_hash,
     load_into,
     load_module,
-    load_training_state,
     load_weights,
     local_names,
     read_json,
     require_space,
-    save_training_state,
     save_weights,
     verify,
     write_beside,
@@ -87,7 +84,7 @@ def test_damaged_weights_are_refused_by_name(tmp_path, damage):
 
 
 def test_missing_files_are_refused_by_name(tmp_path):
-    for read in (load_weights, read_json, file_hash, load_training_state):
+    for read in (load_weights, read_json, file_hash):
         with pytest.raises(InputError, match="nowhere"):
             read(tmp_path / "nowhere")
 
@@ -197,39 +194,13 @@ def test_a_module_made_from_a_file_has_its_weights_and_no_others(tmp_path):
         load_module(lambda: nn.Linear(3, 4), tmp_path / "w.safetensors")
 
 
-# ---------------------------------------------------------------- training states, space
-
-
-def test_training_states_are_read_back_and_never_run_as_code(tmp_path):
-    save_training_state(tmp_path / "s.pt", {"step": 3, "network": {"w": torch.arange(3)}, "list": [1.5, "a", None]})
-    found = load_training_state(tmp_path / "s.pt")
-    assert found["step"] == 3
-    assert torch.equal(found["network"]["w"], torch.arange(3))
-    assert found["list"] == [1.5, "a", None]
-
-    class Payload:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "was-run"), "w"))
-
-    torch.save({"step": Payload()}, tmp_path / "evil.pt")
-    with pytest.raises(InputError, match=r"evil\.pt"):
-        load_training_state(tmp_path / "evil.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(InputError, match=r"plain\.pt"):
-        load_training_state(tmp_path / "plain.pt")
-    assert not (tmp_path / "was-run").exists()
+# ---------------------------------------------------------------- space, hashes
 
 
 def test_too_little_space_is_told_before_work_begins(tmp_path):
     require_space(tmp_path / "new", 1)
     with pytest.raises(InputError, match="MB needed"):
         require_space(tmp_path / "new", 10**18)
-
-
-def test_an_empty_training_state_is_refused(tmp_path):
-    (tmp_path / "state.pt").touch()
-    with pytest.raises(InputError, match="not a readable training state"):
-        load_training_state(tmp_path / "state.pt")
 
 
 def test_a_checkpoints_hash_is_of_names_and_contents_of_what_decides_its_sound(checkpoint_copy):

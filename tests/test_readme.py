@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from torch.distributed.run import get_args_parser
 
 from meanaudio.cli import app
+from meanaudio.config import TrainConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("checkpoints/*/README.md")), *sorted(ROOT.glob("docs/*.md"))]
@@ -16,7 +18,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("checkpoints/*/README.md")), 
 def commands(path: Path) -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if re.match(r"(meanaudio|python (train|infer)\.py) ", line)]
+    return [line for line in lines if re.match(r"(meanaudio|python (train|infer)\.py|(srun )?torchrun) ", line)]
 
 
 SHOWN = [(path.relative_to(ROOT).as_posix(), line) for path in DOCUMENTS for line in commands(path)]
@@ -24,7 +26,10 @@ SHOWN = [(path.relative_to(ROOT).as_posix(), line) for path in DOCUMENTS for lin
 
 @pytest.mark.parametrize(("document", "line"), SHOWN)
 def test_shown_command_parses(document, line):
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line.removeprefix("srun "), comments=True)
+    if words[0] == "torchrun":
+        found = get_args_parser().parse_args(words[1:])
+        words = ["python", found.training_script, *found.training_script_args]
     words = {"train.py": ["train"], "infer.py": ["generate"]}[words[1]] + words[2:] if words[0] == "python" else words[1:]
     command, context = typer.main.get_command(app), None
     while hasattr(command, "commands"):
@@ -34,6 +39,7 @@ def test_shown_command_parses(document, line):
     assert not context.args
     if config := context.params.get("config"):
         assert (ROOT / config).is_file(), f"{document}: {config} does not exist"
+        load_config(TrainConfig, ROOT / config, context.params.get("set_") or [])
 
 
 def test_the_readme_shows_commands():

@@ -85,7 +85,8 @@ def test_loss_falls_on_one_batch(name, make, tiny_manifest, quick):
     optimizer = torch.optim.AdamW(task.networks[name].parameters(), lr=3e-3)
     losses = []
 
-    def update(updated, loss, ids):
+    def update(updated, parts):
+        [(loss, ids)] = parts
         assert updated == name and len(ids) == 2
         optimizer.zero_grad()
         loss.backward()

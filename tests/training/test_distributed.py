@@ -1,13 +1,18 @@
 """Several gloo processes are one process: gradients, states, and how they end together."""
 
+import functools
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from fakes import fill, tiny_network
-from runs import assert_same_run, outcomes, run, start, state_of, step_of, tiny_run, with_loop
+from runs import assert_same_run, outcomes, rows, run, start, state_of, step_of, tiny_run, with_loop
 
 from meanaudio import distributed
 from meanaudio.checkpoint import load_weights, save_weights
@@ -18,6 +23,7 @@ from meanaudio.errors import InputError, RankLost, TrainingDiverged
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.loop import Loop
 from meanaudio.training.parallel import whole
+from meanaudio.training.posthoc import Snapshot
 
 KINDS = {
     "flow_matching": {"network": tiny_network(interval="none"), "objective": ObjectiveConfig(kind="flow_matching")},
@@ -87,15 +93,20 @@ def test_accumulated_parts_are_the_whole_batch(config, tmp_path, kind):
         assert_same_gradients(tmp_path / "one", tmp_path / parallel)
 
 
+def save_traced_gradients(config, path) -> dict[str, float]:
+    """With torch's compiler up to the code it would generate, which takes minutes to make and is torch's own matter."""
+    torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    return save_gradients(config, path)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["none", "fsdp"])
+@pytest.mark.parametrize("parallel", ["none", "ddp", "fsdp"])
 def test_compiled_gradients_are_the_eager_ones(config, tmp_path, parallel):
-    config = config.model_copy(update=KINDS["mean_flow"])
+    config = with_loop(config.model_copy(update=KINDS["mean_flow"]), parallel=parallel)
     ranks = None if parallel == "none" else 2
-    for compiled in (False, True):
-        changed = with_loop(config, compile=compiled, parallel=parallel)
-        assert_ran(start(save_gradients, changed, tmp_path / str(compiled), ranks=ranks))
-    assert_same_gradients(tmp_path / "False", tmp_path / "True")
+    assert_ran(start(save_gradients, config, tmp_path / "eager", ranks=ranks))
+    assert_ran(start(save_traced_gradients, with_loop(config, compile=True), tmp_path / "compiled", ranks=ranks))
+    assert_same_gradients(tmp_path / "eager", tmp_path / "compiled")
 
 
 # ---------------------------------------------------------------- states
@@ -163,19 +174,22 @@ def test_a_state_can_be_read_by_any_number_of_processes(config, tmp_path):
     two, one = with_loop(config, parallel="fsdp"), with_loop(config, parallel="none", accumulate=2)
     assert outcomes(start(run, two, tmp_path / "by two", 6, ranks=2)) == [None, None]
     run(one, tmp_path / "by one", 6)
-    for folder in ("by two", "by one"):
-        written = state_of(tmp_path / folder)
-        assert resumed_state(one, tmp_path / folder, tmp_path / "read") == 6
-        assert_equal(load_weights(tmp_path / "read"), written)
-        for parallel in ("ddp", "fsdp"):
-            readers = start(resumed_state, with_loop(two, parallel=parallel), tmp_path / folder, tmp_path / "read", ranks=2)
-            assert outcomes(readers) == [6, 6]
-            assert_equal(load_weights(tmp_path / "read"), written)
+    assert resumed_state(one, tmp_path / "by two", tmp_path / "read") == 6
+    assert_equal(load_weights(tmp_path / "read"), state_of(tmp_path / "by two"))
+    assert outcomes(start(resumed_state, two, tmp_path / "by one", tmp_path / "read", ranks=2)) == [6, 6]
+    assert_equal(load_weights(tmp_path / "read"), state_of(tmp_path / "by one"))
     run(one, tmp_path / "by two")
     run(one, tmp_path / "by one")
     a, b = state_of(tmp_path / "by two"), state_of(tmp_path / "by one")
     for name in a:
         assert torch.dist(a[name], b[name]) <= 1e-3 * a[name].norm(), name
+    # What two processes gathered of averages and held-out clips is what one would have written.
+    early = Snapshot(5, 0.10).name
+    a, b = (load_weights(tmp_path / folder / "snapshots" / early) for folder in ("by two", "by one"))
+    for name in a:
+        assert torch.dist(a[name].float(), b[name].float()) <= 2e-3 * b[name].float().norm(), name
+    a, b = (next(row for row in rows(tmp_path / folder) if "held_out/error" in row) for folder in ("by two", "by one"))
+    assert a == pytest.approx(b, rel=1e-2)
 
 
 def assert_equal(a, b):
@@ -187,6 +201,29 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path):
     config = with_loop(config, parallel="ddp")
     assert outcomes(start(run_with, ask_to_stop, (1,), 2, config, tmp_path / "run", ranks=2)) == [None, None]
     assert step_of(tmp_path / "run") == 3
+
+
+def test_torchrun_and_the_command_line_make_the_same_run(config, tmp_path):
+    config = with_loop(config, parallel="ddp")
+    assert outcomes(start(run, config, tmp_path / "whole", ranks=2)) == [None, None]
+    (tmp_path / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for until in (["--until", "6"], []):
+        command = [
+            *torchrun,
+            "train.py",
+            "--config",
+            tmp_path / "config.yaml",
+            "-o",
+            tmp_path / "run",
+            "--device",
+            "cpu",
+            "--quiet",
+            *until,
+        ]
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 # ---------------------------------------------------------------- ends
