@@ -121,6 +121,12 @@ def evaluate(
         typer.Option("--duration", "-d", help="Seconds every clip is cut or zero-padded to, or none; the checkpoint's if left out."),
     ] = None,
     level: Annotated[Optional[str], typer.Option(help="dBFS every clip is brought to, or none; -18 if clips are generated.")] = None,
+    trim: Annotated[
+        Optional[str], typer.Option(help="Silence this many dB below the loudest frame is left out at both ends; none; 50 if left out.")
+    ] = None,
+    noise: Annotated[
+        Optional[str], typer.Option(help="dBFS of the noise under which extractors hear every clip; none; -70 if left out.")
+    ] = None,
     floor: Annotated[bool, typer.Option(help="Rows of recordings against recordings.")] = True,
     codec: Annotated[bool, typer.Option(help="A row of the references through the checkpoint's codec.")] = True,
     unpaired: Annotated[
@@ -141,7 +147,9 @@ def evaluate(
     request = Request(
         references=tuple(reference or ()), outputs=outputs, model=model, prompts=prompts, protocol=protocol, splits=tuple(split or ()),
         limit=limit, steps=tuple(steps or ()), seed=seed, clips_a_prompt=clips, guidance_scale=guidance,
-        duration=_number_or_none(duration, "--duration"), level_db=_number_or_none(level, "--level"), extractors=tuple(extractor or ()),
+        duration=_number_or_none(duration, "--duration"), level_db=_number_or_none(level, "--level"),
+        trim_db=_number_or_none(trim, "--trim"),
+        noise_db=_number_or_none(noise, "--noise"), extractors=tuple(extractor or ()),
         floor=floor, codec=codec, unpaired=unpaired, allow_missing=allow_missing, device=device, dtype=dtype, batch=batch,
     )  # fmt: skip
     print(run(request, out, cache=cache, shown=shown, progress_bar=not quiet).to_text())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from meanaudio.evaluation.extractors import Extractor, make_extractor
 from meanaudio.evaluation.extractors.cache import extract
 from meanaudio.evaluation.features import Features
 from meanaudio.evaluation.gallery import write_gallery
+from meanaudio.evaluation.hearing import Listener
 from meanaudio.evaluation.outputs import raw_levels
 from meanaudio.evaluation.plan import Plan, Request, check_stored, make_plan
 from meanaudio.evaluation.protocols import find_protocol
@@ -42,7 +43,7 @@ def evaluate(request: Request, out: Path, *, cache: Path | None = None, shown: i
     protocol = find_protocol(request.protocol)
     device = str(resolve_device(request.device))
     plan = make_plan(request, protocol, out)
-    extractors = [_make(spec, device) for spec in request.extractors or protocol.extractors]
+    extractors = [Listener(_make(spec, device), plan.hearing) for spec in request.extractors or protocol.extractors]
     check_stored(plan, extractors)
     rows = _reference_row(plan, out, progress_bar)
     rows += _output_rows(request, plan, rows, protocol.steps, out, progress_bar)
@@ -95,7 +96,9 @@ def _other_rows(request: Request, plan: Plan, lead: Row, out: Path, progress_bar
     """
     references, rows = lead.made, []
     if request.codec and plan.checkpoint is not None:
-        rows.append(_inspected(Row(plan.checkpoint.reconstruct(references, progress_bar), "codec", references), progress_bar))
+        rows.append(
+            _inspected(Row(plan.checkpoint.reconstruct(references, plan.treatment, progress_bar), "codec", references), progress_bar)
+        )
     if not request.floor:
         return rows
     others = other_recordings(plan.references, plan.spare, request.seed)
@@ -131,7 +134,7 @@ def _inspected(row: Row, progress_bar: bool) -> Row:
 # ---------------------------------------------------------------- listening
 
 
-def _listen(extractor: Extractor, rows: Sequence[Row], plan: Plan, out: Path, cache: Path, progress_bar: bool) -> None:
+def _listen(extractor: Listener, rows: Sequence[Row], plan: Plan, out: Path, cache: Path, progress_bar: bool) -> None:
     """Fill in what `extractor` says of every row."""
     known: dict[tuple[str, ...], Features] = {}
 
@@ -164,7 +167,7 @@ def _listen(extractor: Extractor, rows: Sequence[Row], plan: Plan, out: Path, ca
         row.alike[extractor.name] = [(ours.names[i], ours.names[j]) for i, j in alike]
 
 
-def _features(extractor: Extractor, sounds: SoundSet, cache: Path, progress_bar: bool) -> Features:
+def _features(extractor: Listener, sounds: SoundSet, cache: Path, progress_bar: bool) -> Features:
     names: dict[Path, list[str]] = {}
     for sound in sounds.sounds:
         names.setdefault(sound.path, []).append(sound.name)
@@ -183,13 +186,12 @@ def _captions(sounds: SoundSet, features: Features) -> list[str] | None:
     return ordered if all(ordered) else None
 
 
-def _texts(extractor: Extractor, captions: Sequence[str] | None) -> Tensor | None:
+def _texts(extractor: Listener, captions: Sequence[str] | None) -> Tensor | None:
     """Embeddings [N, D] of captions, by extractors that have a text tower."""
-    encode: Callable[[Sequence[str]], Tensor] | None = getattr(extractor, "encode_text", None)
-    if encode is None or captions is None:
+    if extractor.encode_text is None or captions is None:
         return None
     different = list(dict.fromkeys(captions))
-    encoded = torch.cat([encode(different[k : k + 64]).float().cpu() for k in range(0, len(different), 64)])
+    encoded = torch.cat([extractor.encode_text(different[k : k + 64]).float().cpu() for k in range(0, len(different), 64)])
     place = {caption: k for k, caption in enumerate(different)}
     return encoded[[place[caption] for caption in captions]]
 
@@ -197,7 +199,7 @@ def _texts(extractor: Extractor, captions: Sequence[str] | None) -> Tensor | Non
 # ---------------------------------------------------------------- what makes the numbers
 
 
-def _statistics_facts(extractor: Extractor, references: SoundSet, plan: Plan) -> dict[str, Any]:
+def _statistics_facts(extractor: Listener, references: SoundSet, plan: Plan) -> dict[str, Any]:
     return {
         "extractor": heard.facts_of(extractor),
         "treatment": plan.treatment.facts,
@@ -207,7 +209,7 @@ def _statistics_facts(extractor: Extractor, references: SoundSet, plan: Plan) ->
     }
 
 
-def _facts(request: Request, plan: Plan, extractors: Sequence[Extractor], rows: Sequence[Row], device: str) -> dict[str, Any]:
+def _facts(request: Request, plan: Plan, extractors: Sequence[Listener], rows: Sequence[Row], device: str) -> dict[str, Any]:
     checkpoint = plan.checkpoint
     return {
         "meanaudio": __version__,
@@ -217,6 +219,7 @@ def _facts(request: Request, plan: Plan, extractors: Sequence[Extractor], rows: 
         "kl_floor": metrics.KL_FLOOR,
         "inception": {"splits": metrics.SPLITS, "seed": metrics.SPLIT_SEED},
         "treatment": plan.treatment.facts,
+        "hearing": asdict(plan.hearing),
         "checkpoint": None if checkpoint is None else {"name": checkpoint.name, "sha256": checkpoint.hash, "dtype": checkpoint.dtype},
         "device": device,
         "extractors": [heard.facts_of(extractor) for extractor in extractors],
@@ -231,7 +234,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _notes(plan: Plan, rows: Sequence[Row], extractors: Sequence[Extractor]) -> list[str]:
+def _notes(plan: Plan, rows: Sequence[Row], extractors: Sequence[Listener]) -> list[str]:
     """What a reader must know before a number is compared with another."""
     notes = [*plan.notes, *([] if plan.paired else ["outputs and references are not paired: no KL"])]
     for extractor in extractors:
@@ -247,7 +250,7 @@ def _notes(plan: Plan, rows: Sequence[Row], extractors: Sequence[Extractor]) -> 
             notes.append(
                 f"{extractor.name} listens at {extractor.sample_rate} Hz; outputs of {min(rates)} Hz have nothing in its upper band"
             )
-        if hasattr(extractor, "encode_text") and plan.checkpoint is not None and "clap" in plan.checkpoint.config.text.encoder:
+        if extractor.encode_text is not None and plan.checkpoint is not None and "clap" in plan.checkpoint.config.text.encoder:
             notes.append(
                 f"{extractor.name}: the network is conditioned on a CLAP text tower too, so this CLAP score is no independent judge"
             )

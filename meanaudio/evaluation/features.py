@@ -18,7 +18,7 @@ from meanaudio.evaluation.statistics import FeatureStatistics, RunningStatistics
 # What a number is called in tables, and what it is; the keys are those of results.json.
 NUMBERS = {
     "frechet": ("FD", "Fréchet distance to the references, lower is better"),
-    "kernel": ("KD x1000", "unbiased kernel distance times 1000, lower is better"),
+    "kernel": ("KD", "unbiased kernel distance, lower is better"),
     "kl": ("KL", "mean KL(reference || output) of softmaxes, lower is better"),
     "kl_sigmoid": ("KL sigm", "the same of unnormalised sigmoids"),
     "inception": ("IS", f"inception score of softmaxes, {metrics.SPLITS} splits, seed {metrics.SPLIT_SEED}, higher is better"),
@@ -87,7 +87,7 @@ def compare(
     if statistics is not None and min(statistics.count, made.statistics.count) > 1:
         numbers["frechet"] = made.statistics.frechet_distance(statistics)
     if reference is not None and min(len(reference.names), len(made.names)) > 1:
-        numbers["kernel"] = 1000 * metrics.kernel_distance(made.embeddings, reference.embeddings)
+        numbers["kernel"] = metrics.kernel_distance(made.embeddings, reference.embeddings)
     if pairs and reference is not None and reference.logits is not None and made.logits is not None:
         there = set(reference.names)
         names = [name for name in made.names if pairs.get(name) in there]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from meanaudio.audio import limit_peak, load_audio, match_level, read_metadata, save_audio
@@ -65,9 +66,7 @@ class Checkpoint:
             )  # fmt: skip
             for k, samples, parameters in zip(run, audio.samples, audio.parameters, strict=True):
                 raw = {"raw_level_db": round(level_db(samples, audio.sample_rate), 2)}
-                if treatment.level_db is not None:
-                    samples = limit_peak(match_level(samples[None], treatment.level_db, audio.sample_rate)[0])
-                save_audio(paths[k], samples, audio.sample_rate, {**parameters, **facts[k], **raw})
+                self._save(paths[k], samples, treatment, {**parameters, **facts[k], **raw})
                 bar.update()
         bar.close()
         sounds = [Sound(wish.name, path, wish.caption, wish.pair) for wish, path in zip(wishes, paths, strict=True)]
@@ -76,18 +75,24 @@ class Checkpoint:
         made: dict[str, Any] = {"made": len(missing), "found": len(wishes) - len(missing), "steps": steps, "seeds": _range(wishes)}
         return SoundSet(f"{self.name}, {steps} step{'s' if steps > 1 else ''}", sounds, facts=made)
 
+    def _save(self, path: Path, samples: Tensor, treatment: Treatment, facts: dict[str, Any]) -> None:
+        rate = self.config.codec.mel.sample_rate
+        if treatment.level_db is not None:
+            samples = match_level(samples[None], treatment.level_db, rate)[0]
+        save_audio(path, limit_peak(samples), rate, facts)
+
     @torch.inference_mode()
-    def reconstruct(self, references: SoundSet, progress_bar: bool) -> SoundSet:
+    def reconstruct(self, references: SoundSet, treatment: Treatment, progress_bar: bool) -> SoundSet:
         """Every reference through the VAE's posterior mean and the vocoder: the best that a network over these latents could give."""
         codec_hash = file_hash(self.folder / VAE_FILE) + file_hash(self.folder / VOCODER_FILE)
         sounds = []
         for sound in tqdm(references.sounds, "codec", disable=not progress_bar, leave=False):
             path = self.home / "codec" / f"{stem_of(sound.name)}.wav"
-            facts = {"of": file_hash(sound.path), "codec": codec_hash}
+            facts = {"of": file_hash(sound.path), "codec": codec_hash, **treatment.facts}
             if not same_metadata(path, facts):
                 audio = load_audio(sound.path, self.codec.spec.sample_rate)
                 through = self.codec.reconstruct(audio[None].to(next(self.codec.parameters()).device))[0]
-                save_audio(path, limit_peak(through.float().cpu()), self.codec.spec.sample_rate, facts)
+                self._save(path, through.float().cpu(), treatment, facts)
             sounds.append(Sound(sound.name, path, sound.caption, sound.name))
         return SoundSet("references through the codec", sounds, facts={"codec": codec_hash})
 

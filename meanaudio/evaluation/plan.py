@@ -13,6 +13,7 @@ from meanaudio.data.prompts import Prompt, read_prompts
 from meanaudio.errors import InputError
 from meanaudio.evaluation.clips import Treatment, by_key, choose, evenly, matching, one_a_recording, read_clips
 from meanaudio.evaluation.extractors import Extractor
+from meanaudio.evaluation.hearing import Hearing
 from meanaudio.evaluation.outputs import Checkpoint, Wish
 from meanaudio.evaluation.protocols import Protocol
 from meanaudio.evaluation.statistics import FeatureStatistics
@@ -25,7 +26,8 @@ class Request:
     """What to compare. outputs: a folder or manifest; None generates from `model`. references: folders, manifests or stored statistics.
 
     prompts: captions, ids or both; the references' own captions if None. duration, level_db: of every clip on both sides; "default" is
-    the protocol's, otherwise the checkpoint's length and generate's level, otherwise clips as they come. extractors: NAME or NAME=weights.
+    the protocol's, otherwise the checkpoint's length and generate's level, otherwise clips as they come. trim_db, noise_db: of every
+    extractor's hearing; "default" is the protocol's. extractors: NAME or NAME=weights.
     """
 
     references: tuple[Path, ...]
@@ -41,6 +43,8 @@ class Request:
     guidance_scale: float = 1.0
     duration: float | None | Literal["default"] = "default"
     level_db: float | None | Literal["default"] = "default"
+    trim_db: float | None | Literal["default"] = "default"
+    noise_db: float | None | Literal["default"] = "default"
     extractors: tuple[str, ...] = ()
     floor: bool = True
     codec: bool = True
@@ -59,6 +63,7 @@ class Plan:
     """
 
     treatment: Treatment
+    hearing: Hearing
     references: dict[str, Clip] = field(default_factory=dict)
     stored: dict[str, tuple[FeatureStatistics, dict[str, Any]]] = field(default_factory=dict)
     spare: list[Clip] = field(default_factory=list)
@@ -77,7 +82,7 @@ def make_plan(request: Request, protocol: Protocol, out: Path) -> Plan:
     checkpoint = None
     if request.outputs is None or request.model is not None:
         checkpoint = Checkpoint(request.model or DEFAULT_MODEL, out / "outputs", device=request.device, dtype=request.dtype)
-    plan = Plan(_treatment(request, protocol, checkpoint), checkpoint=checkpoint, paired=not request.unpaired)
+    plan = Plan(_treatment(request, protocol, checkpoint), _hearing(request, protocol), checkpoint=checkpoint, paired=not request.unpaired)
     _read_references(request, protocol, plan)
     prompts = _prompts(request, protocol, plan)
     if request.outputs is not None:
@@ -109,6 +114,16 @@ def _treatment(request: Request, protocol: Protocol, checkpoint: Checkpoint | No
     if level is not None and not -80 <= level <= 0:
         raise InputError(f"level = {level}: must be from -80 to 0 dBFS, or none")
     return Treatment(duration, level)
+
+
+def _hearing(request: Request, protocol: Protocol) -> Hearing:
+    trim = protocol.hearing.trim_db if request.trim_db == "default" else request.trim_db
+    noise = protocol.hearing.noise_db if request.noise_db == "default" else request.noise_db
+    if trim is not None and not 10 <= trim <= 120:
+        raise InputError(f"trim = {trim}: must be from 10 to 120 dB below the loudest frame, or none")
+    if noise is not None and not -120 <= noise <= -20:
+        raise InputError(f"noise = {noise}: must be from -120 to -20 dBFS, or none")
+    return Hearing(trim, noise)
 
 
 def _read_references(request: Request, protocol: Protocol, plan: Plan) -> None:
@@ -200,7 +215,7 @@ def check_stored(plan: Plan, extractors: Sequence[Extractor]) -> None:
             raise InputError(f"no stored statistics of {extractor.name}; there are some of {', '.join(plan.stored)}")
         facts = plan.stored[extractor.name][1]
         if facts["extractor"].get("fingerprint") != extractor.fingerprint:
-            raise InputError(f"the stored statistics of {extractor.name} were made with other weights or preprocessing; make them again")
+            raise InputError(f"the stored statistics of {extractor.name} are of other weights, or were heard otherwise; make them again")
         if facts.get("treatment") != plan.treatment.facts:
             raise InputError(
                 f"the stored statistics are of clips treated {facts.get('treatment')}, the outputs are treated {plan.treatment.facts}: "

@@ -9,19 +9,22 @@ from pathlib import Path
 
 from meanaudio.data.manifest import COLUMNS, Clip
 from meanaudio.errors import InputError
+from meanaudio.evaluation.hearing import Hearing
 
 
 @dataclass(frozen=True)
 class Protocol:
     """sizes: who uses a test list of so many clips. key: what a clip and a row of the list have in common.
 
-    Every clip is brought to `duration` seconds (None: the checkpoint's own, or as it comes) and to level_db (None: as it comes).
+    Every clip is brought to `duration` seconds (None: the checkpoint's own, or as it comes) and to level_db (None: as it comes), and
+    heard through `hearing`.
     """
 
     name: str
     steps: tuple[int, ...]
     duration: float | None = None
     level_db: float | None = None
+    hearing: Hearing = Hearing()
     extractors: tuple[str, ...] = ("yamnet",)
     id_columns: tuple[str, ...] = COLUMNS["id"]
     sizes: Mapping[int, str] = field(default_factory=dict)
@@ -35,7 +38,7 @@ class Protocol:
 
 
 class AudioCaps(Protocol):
-    """One seed a clip, 10 s, levels as they come; clips are known by their YouTube id, whatever a data set puts around it."""
+    """One seed a clip, 10 s, as loud as it comes, heard as it is. Clips are known by their YouTube ids, whatever is put around these."""
 
     def key(self, clip: Clip) -> str:
         return youtube_id(clip.audio.stem) or youtube_id(clip.id) or clip.id
@@ -53,7 +56,7 @@ def youtube_id(name: str) -> str | None:
     return found[1] if found else None
 
 
-PLAIN = Protocol("plain", steps=(1,))
+PLAIN = Protocol("plain", steps=(1,), hearing=Hearing(trim_db=50.0, noise_db=-70.0))
 PROTOCOLS: dict[str, Protocol] = {
     "audiocaps": AudioCaps(
         "audiocaps",

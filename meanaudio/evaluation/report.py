@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from meanaudio.evaluation.clips import Sound, SoundSet, names_hash, relative
 from meanaudio.evaluation.features import NUMBERS
+from meanaudio.evaluation.hearing import Hearing
 from meanaudio.evaluation.signal import FAULTS, Signal
 
 DIRECTION = "KL(reference || output)"
@@ -125,6 +126,7 @@ class Report:
         length = "as it comes" if treatment["duration"] is None else f"cut or zero-padded to {treatment['duration']:g} s"
         level = "as loud as it comes" if treatment["level_db"] is None else f"brought to {treatment['level_db']:g} dBFS"
         lines.append(f"every clip, output or reference: {length}, {level}; resampled to each extractor's rate")
+        lines.append(f"heard {Hearing(**self.facts['hearing']).to_text()}")
         return "\n".join(lines)
 
     def numbers_table(self, extractor: str) -> tuple[list[str], list[list[str]]]:
@@ -179,4 +181,4 @@ def as_text(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+    return "–" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
