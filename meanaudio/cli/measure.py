@@ -138,6 +138,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(help="Clips generated at once.")] = 8,
     device: Device = None,
     dtype: Dtype = None,
+    vocoder: Annotated[Optional[str], typer.Option(help="'fast', or another checkpoint whose vocoder reads the same mels.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Judge a checkpoint, or a folder of clips, against recordings: a table, results.json and a page to listen to."""
@@ -150,7 +151,7 @@ def evaluate(
         duration=_number_or_none(duration, "--duration"), level_db=_number_or_none(level, "--level"),
         trim_db=_number_or_none(trim, "--trim"),
         noise_db=_number_or_none(noise, "--noise"), extractors=tuple(extractor or ()),
-        floor=floor, codec=codec, unpaired=unpaired, allow_missing=allow_missing, device=device, dtype=dtype, batch=batch,
+        floor=floor, codec=codec, unpaired=unpaired, allow_missing=allow_missing, device=device, dtype=dtype, vocoder=vocoder, batch=batch,
     )  # fmt: skip
     print(run(request, out, cache=cache, shown=shown, progress_bar=not quiet).to_text())
     print(f"\n{out}/index.html")

@@ -220,7 +220,9 @@ def _facts(request: Request, plan: Plan, extractors: Sequence[Listener], rows: S
         "inception": {"splits": metrics.SPLITS, "seed": metrics.SPLIT_SEED},
         "treatment": plan.treatment.facts,
         "hearing": asdict(plan.hearing),
-        "checkpoint": None if checkpoint is None else {"name": checkpoint.name, "sha256": checkpoint.hash, "dtype": checkpoint.dtype},
+        "checkpoint": None
+        if checkpoint is None
+        else {"name": checkpoint.name, "sha256": checkpoint.hash, "dtype": checkpoint.dtype, "vocoder": checkpoint.vocoder},
         "device": device,
         "extractors": [heard.facts_of(extractor) for extractor in extractors],
         "references": rows[0].made.facts if rows[0].kind == "references" else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from meanaudio import DEFAULT_MODEL
 from meanaudio.audio import limit_peak, load_audio, match_level, read_metadata, save_audio
-from meanaudio.checkpoint import file_hash, folder_hash, read_json, resolve
+from meanaudio.checkpoint import file_hash, folder_hash, read_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, Codec, load_codec
 from meanaudio.config import CheckpointConfig, parse
+from meanaudio.convert.hub import find_checkpoint
 from meanaudio.evaluation.clips import Sound, SoundSet, Treatment, same_metadata, stem_of, write_rows
 from meanaudio.evaluation.signal import level_db
-from meanaudio.pipeline import MeanAudio, resolve_device, resolve_dtype
+from meanaudio.pipeline import FAST, MeanAudio, resolve_device, resolve_dtype
 
 
 @dataclass(frozen=True)
@@ -32,22 +35,28 @@ class Wish:
 
 
 class Checkpoint:
-    """A checkpoint whose weights are read when something has to be made. root: where made clips are kept, by the checkpoint's hash."""
+    """A checkpoint whose weights are read when something has to be made. root: where made clips are kept, by the checkpoint's hash.
 
-    def __init__(self, model: str, root: Path, *, device: str | None, dtype: str | None) -> None:
-        self.folder, self.device = resolve(model), device
+    vocoder: as in MeanAudio.from_pretrained; another one is part of the hash.
+    """
+
+    def __init__(self, model: str, root: Path, *, device: str | None, dtype: str | None, vocoder: str | None = None) -> None:
+        self.folder, self.device, self.vocoder = find_checkpoint(model), device, vocoder
+        self.vocoder_folder = self.folder if vocoder is None else find_checkpoint(DEFAULT_MODEL if vocoder == FAST else vocoder)
         self.dtype = str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch.").replace("bfloat16", "bf16")
         self.name, self.hash = self.folder.name, folder_hash(self.folder)
+        if vocoder is not None:
+            self.hash = hashlib.sha256(f"{self.hash} {file_hash(self.vocoder_folder / VOCODER_FILE)}".encode()).hexdigest()
         self.config = parse(CheckpointConfig, read_json(self.folder / "config.json"), str(self.folder / "config.json"))
         self.home = root / f"{stem_of(self.name)}-{self.hash[:12]}"
 
     @cached_property
     def pipeline(self) -> MeanAudio:
-        return MeanAudio.from_pretrained(self.folder, device=self.device, dtype=self.dtype)
+        return MeanAudio.from_pretrained(self.folder, device=self.device, dtype=self.dtype, vocoder=self.vocoder)
 
     @cached_property
     def codec(self) -> Codec:
-        return load_codec(self.folder).to(resolve_device(self.device))
+        return load_codec(self.folder, vocoder_from=self.vocoder_folder).to(resolve_device(self.device))
 
     def generate(
         self, wishes: Sequence[Wish], treatment: Treatment, *, steps: int, guidance_scale: float, batch: int, progress_bar: bool
@@ -84,7 +93,7 @@ class Checkpoint:
     @torch.inference_mode()
     def reconstruct(self, references: SoundSet, treatment: Treatment, progress_bar: bool) -> SoundSet:
         """Every reference through the VAE's posterior mean and the vocoder: the best that a network over these latents could give."""
-        codec_hash = file_hash(self.folder / VAE_FILE) + file_hash(self.folder / VOCODER_FILE)
+        codec_hash = file_hash(self.folder / VAE_FILE) + file_hash(self.vocoder_folder / VOCODER_FILE)
         sounds = []
         for sound in tqdm(references.sounds, "codec", disable=not progress_bar, leave=False):
             path = self.home / "codec" / f"{stem_of(sound.name)}.wav"

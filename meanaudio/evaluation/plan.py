@@ -52,6 +52,7 @@ class Request:
     allow_missing: bool = False
     device: str | None = None
     dtype: str | None = None
+    vocoder: str | None = None
     batch: int = 8
 
 
@@ -81,7 +82,9 @@ def make_plan(request: Request, protocol: Protocol, out: Path) -> Plan:
         raise InputError("nothing to compare with: give --reference a folder, a manifest, or statistics that an earlier evaluation stored")
     checkpoint = None
     if request.outputs is None or request.model is not None:
-        checkpoint = Checkpoint(request.model or DEFAULT_MODEL, out / "outputs", device=request.device, dtype=request.dtype)
+        checkpoint = Checkpoint(
+            request.model or DEFAULT_MODEL, out / "outputs", device=request.device, dtype=request.dtype, vocoder=request.vocoder
+        )
     plan = Plan(_treatment(request, protocol, checkpoint), _hearing(request, protocol), checkpoint=checkpoint, paired=not request.unpaired)
     _read_references(request, protocol, plan)
     prompts = _prompts(request, protocol, plan)
