@@ -22,7 +22,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
 .clips { display: flex; flex-wrap: wrap; gap: 1rem }
-figure { margin: 0; width: 19rem }
+figure { margin: 0; width: 15.5rem }
 figure img, figure audio { width: 100% }
 figcaption, .facts, .note { color: #555; font-size: 13px }
 h2 { margin-top: 2.5rem; font-size: 1.1rem }
@@ -35,7 +35,7 @@ pre { white-space: pre-wrap }
 
 def write_gallery(folder: Path, report: Report, shown: int) -> Path:
     """Write index.html into `folder`, with a spectrogram and a player of up to `shown` clips (evenly chosen) of every row."""
-    rows = [row for row in report.rows if row.kind in ("references", "outputs", "codec")]
+    rows = [row for kind in ("references", "codec", "outputs") for row in report.rows if row.kind == kind]
     body = [f"<h1>Evaluation</h1><pre class='facts'>{escape(report.facts_text())}</pre>"]
     for extractor in report.extractors:
         body.append(f"<h2>{escape(extractor['name'])}</h2>" + _table(*report.numbers_table(extractor["name"])))

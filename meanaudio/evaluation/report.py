@@ -18,6 +18,9 @@ DIRECTION = "KL(reference || output)"
 NEAR_DUPLICATE = 0.9999  # least cosine of embeddings
 QUIET_DB = -45.0  # an output that came quieter is counted: its noise is raised with it
 
+# what clips.treat does
+DONE = {"cut": "cut", "padded": "zero-padded", "excerpt": "a stretch of a longer file", "level": "brought to the level"}
+
 Kind = Literal["references", "outputs", "codec", "floor", "chance"]
 
 
@@ -122,7 +125,8 @@ class Report:
             lines.append(
                 f"{references['clips']} references: {rates}; {length['least']:.2f} to {length['most']:.2f} s, {length['sum']:.1f} s in all"
             )
-            lines += [f"  {n} {what}" for what, n in references["treated"].items()]
+            if references["treated"]:
+                lines.append("  of them " + ", ".join(f"{n} {DONE[what]}" for what, n in references["treated"].items()))
         length = "as it comes" if treatment["duration"] is None else f"cut or zero-padded to {treatment['duration']:g} s"
         level = "as loud as it comes" if treatment["level_db"] is None else f"brought to {treatment['level_db']:g} dBFS"
         lines.append(f"every clip, output or reference: {length}, {level}; resampled to each extractor's rate")
