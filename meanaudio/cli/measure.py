@@ -92,7 +92,7 @@ def benchmark_training(
 
 @app.command(cls=Lists)
 def evaluate(
-    outputs: Annotated[Optional[Path], typer.Argument(help="Folder or manifest of clips to judge; left out: they are generated.")] = None,
+    outputs: Annotated[Optional[Path], typer.Option(help="Folder or manifest of clips to judge; left out: they are generated.")] = None,
     reference: Annotated[
         Optional[list[Path]],
         typer.Option("--reference", "-r", help="Folder or manifest of recordings, or stored statistics; may be repeated."),

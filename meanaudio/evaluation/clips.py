@@ -214,11 +214,15 @@ def same_metadata(path: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def other_recordings(references: Mapping[str, Clip], clips: Sequence[Clip], seed: int) -> dict[str, Clip] | None:
-    """For every reference another recording of the same caption, from the clips that are no references; None if some caption has none."""
+    """For every reference another recording of the same caption, from clips that are no references nor of their groups.
+
+    None if some caption has none.
+    """
     taken = {(clip.audio, clip.start) for clip in references.values()}
+    groups = {clip.group for clip in references.values()} - {""}
     spare: dict[str, list[Clip]] = {}
     for clip in one_a_recording(clips):
-        if (clip.audio, clip.start) not in taken:
+        if (clip.audio, clip.start) not in taken and clip.group not in groups:
             spare.setdefault(clip.caption, []).append(clip)
     if not all(clip.caption and clip.caption in spare for clip in references.values()):
         return None

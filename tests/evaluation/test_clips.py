@@ -2,6 +2,7 @@
 
 import json
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,8 @@ def test_the_floor_takes_each_other_recording_once_before_any_twice():
     assert all(found[name].caption == clip.caption and found[name].split == "train" for name, clip in references.items())
     assert {found[f"val{k}"].id for k in range(3)} == {"train0", "train1"}
     assert other_recordings(references, spare[:2], seed=0) is None
+    takes = [replace(clip, group="one session") for clip in (*references.values(), *spare)]
+    assert other_recordings({clip.id: clip for clip in takes[:4]}, takes, seed=0) is None
     assert other_recordings({"x": Clip("x", Path("/x.wav"), "")}, [Clip("y", Path("/y.wav"), "")], seed=0) is None
 
 

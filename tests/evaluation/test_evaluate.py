@@ -275,9 +275,9 @@ def test_what_cannot_be_measured_is_told_and_nothing_is_written(tmp_path, change
 def test_the_command_ends_with_2(tmp_path, monkeypatch, capsys):
     a = write_sounds(tmp_path / "a", ["x", "y"])
     for words, told in (
-        ((a,), "nothing to compare with"),
-        ((a, "-r", a, "--level", "loud", "-e", "bands"), "--level 'loud': must be a number, or none"),
-        ((a, "-r", tmp_path / "b", "-e", "bands"), "neither a folder"),
+        (("--outputs", a), "nothing to compare with"),
+        (("--outputs", a, "-r", a, "--level", "loud", "-e", "bands"), "--level 'loud': must be a number, or none"),
+        (("--outputs", a, "-r", tmp_path / "b", "-e", "bands"), "neither a folder"),
     ):
         code, _, err = command(monkeypatch, capsys, *words, "-o", tmp_path / "out")
         assert code == 2
