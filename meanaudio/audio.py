@@ -59,6 +59,17 @@ def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarra
     return soxr.resample(audio, source_rate, target_rate, quality="VHQ")
 
 
+def file_facts(path: str | Path) -> tuple[int, float]:
+    """(sample rate in Hz, length in seconds) as a sound file's header says. Raises InputError if it is missing or unreadable."""
+    if not Path(path).is_file():
+        raise InputError(f"no such audio file: {path}")
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be read as audio ({error})") from error
+    return info.samplerate, info.frames / info.samplerate
+
+
 def load_audio(path: str | Path, sample_rate: int, start: float = 0.0, duration: float | None = None) -> Tensor:
     """Read a sound file as mono float32 [N] at `sample_rate`; `start` and `duration` are seconds of the file.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.cli.common import Device, Lists, Model, Quiet, Set, app
+from meanaudio.cli.common import Device, Dtype, Lists, Model, Quiet, Set, app
+from meanaudio.errors import InputError
 
 
 @app.command(cls=Lists)
@@ -87,6 +88,82 @@ def benchmark_training(
     for name, seconds in cost.items():
         print(f"{name:<14}{seconds:8.3f} s a step")
     print(f"ratio {cost['mean flow'] / cost['flow matching']:.2f}")
+
+
+@app.command(cls=Lists)
+def evaluate(
+    outputs: Annotated[Optional[Path], typer.Option(help="Folder or manifest of clips to judge; left out: they are generated.")] = None,
+    reference: Annotated[
+        Optional[list[Path]],
+        typer.Option("--reference", "-r", help="Folder or manifest of recordings, or stored statistics; may be repeated."),
+    ] = None,
+    model: Annotated[
+        Optional[str], typer.Option("--model", "-m", help="A checkpoint's name or folder; the default one if left out.")
+    ] = None,
+    prompts: Annotated[Optional[Path], typer.Option(help=".txt, .csv, .tsv or .jsonl of captions, ids or both.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results, page and made clips; what is there is used.")] = Path(
+        "evaluation"
+    ),
+    extractor: Annotated[
+        Optional[list[str]], typer.Option("--extractor", "-e", help="NAME or NAME=weights; may be repeated. yamnet if left out.")
+    ] = None,
+    steps: Annotated[
+        Optional[list[int]], typer.Option("--steps", "-s", help="Network evaluations a clip; several give a row each.")
+    ] = None,
+    protocol: Annotated[Optional[str], typer.Option(help="audiocaps: everything as is usual there.")] = None,
+    split: Annotated[Optional[list[str]], typer.Option(help="Rows of the reference manifest; may be repeated.")] = None,
+    limit: Annotated[Optional[int], typer.Option(help="So many clips, evenly chosen.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first clip; clip k is drawn from seed + k.")] = 0,
+    clips: Annotated[int, typer.Option(help="Clips a prompt.")] = 1,
+    guidance: Annotated[float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none.")] = 1.0,
+    duration: Annotated[
+        Optional[str],
+        typer.Option("--duration", "-d", help="Seconds every clip is cut or zero-padded to, or none; the checkpoint's if left out."),
+    ] = None,
+    level: Annotated[Optional[str], typer.Option(help="dBFS every clip is brought to, or none; -18 if clips are generated.")] = None,
+    trim: Annotated[
+        Optional[str], typer.Option(help="Silence this many dB below the loudest frame is left out at both ends; none; 50 if left out.")
+    ] = None,
+    noise: Annotated[
+        Optional[str], typer.Option(help="dBFS of the noise under which extractors hear every clip; none; -70 if left out.")
+    ] = None,
+    floor: Annotated[bool, typer.Option(help="Rows of recordings against recordings.")] = True,
+    codec: Annotated[bool, typer.Option(help="A row of the references through the checkpoint's codec.")] = True,
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="Names of outputs and references have nothing to do with each other.")
+    ] = False,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Leave out, and count, what has no partner.")] = False,
+    cache: Annotated[Optional[Path], typer.Option(help="Folder of kept features; inside --out if left out.")] = None,
+    shown: Annotated[int, typer.Option(help="Clips on the page.")] = 24,
+    batch: Annotated[int, typer.Option(help="Clips generated at once.")] = 8,
+    device: Device = None,
+    dtype: Dtype = None,
+    vocoder: Annotated[Optional[str], typer.Option(help="'fast', or another checkpoint whose vocoder reads the same mels.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a checkpoint, or a folder of clips, against recordings: a table, results.json and a page to listen to."""
+    from meanaudio.evaluation.evaluate import evaluate as run
+    from meanaudio.evaluation.plan import Request
+
+    request = Request(
+        references=tuple(reference or ()), outputs=outputs, model=model, prompts=prompts, protocol=protocol, splits=tuple(split or ()),
+        limit=limit, steps=tuple(steps or ()), seed=seed, clips_a_prompt=clips, guidance_scale=guidance,
+        duration=_number_or_none(duration, "--duration"), level_db=_number_or_none(level, "--level"),
+        trim_db=_number_or_none(trim, "--trim"),
+        noise_db=_number_or_none(noise, "--noise"), extractors=tuple(extractor or ()),
+        floor=floor, codec=codec, unpaired=unpaired, allow_missing=allow_missing, device=device, dtype=dtype, vocoder=vocoder, batch=batch,
+    )  # fmt: skip
+    print(run(request, out, cache=cache, shown=shown, progress_bar=not quiet).to_text())
+    print(f"\n{out}/index.html")
+
+
+def _number_or_none(text: str | None, option: str) -> float | None | Literal["default"]:
+    if text is None:
+        return "default"
+    try:
+        return None if text == "none" else float(text)
+    except ValueError:
+        raise InputError(f"{option} {text!r}: must be a number, or none") from None
 
 
 @app.command("evaluate-codec")

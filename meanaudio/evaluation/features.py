@@ -1,0 +1,147 @@
+"""What an extractor heard in a set of clips, and what that says of one set against another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meanaudio.audio import resample
+from meanaudio.errors import InputError
+from meanaudio.evaluation import metrics
+from meanaudio.evaluation.extractors import ClipFeatures, Extractor
+from meanaudio.evaluation.statistics import FeatureStatistics, RunningStatistics
+
+# What a number is called in tables, and what it is; the keys are those of results.json.
+NUMBERS = {
+    "frechet": ("FD", "Fréchet distance to the references, lower is better"),
+    "kernel": ("KD", "unbiased kernel distance, lower is better"),
+    "kl": ("KL", "mean KL(reference || output) of softmaxes, lower is better"),
+    "kl_sigmoid": ("KL sigm", "the same of unnormalised sigmoids"),
+    "inception": ("IS", f"inception score of softmaxes, {metrics.SPLITS} splits, seed {metrics.SPLIT_SEED}, higher is better"),
+    "inception_std": ("IS sd", "its deviation over splits"),
+    "clap": ("CLAP", "mean cosine of clip and caption, higher is better"),
+    "diversity": ("div", "mean cosine distance between clips of one caption"),
+    "spread": ("spread", "mean cosine distance between clips of different captions"),
+}
+
+
+@dataclass(frozen=True)
+class Features:
+    """names: of N clips. embeddings: [N, D], a clip's rows averaged. logits: [N, K] or None. statistics: over all rows of all clips."""
+
+    names: list[str]
+    embeddings: Tensor
+    logits: Tensor | None
+    statistics: FeatureStatistics
+
+    def rows(self, names: Sequence[str]) -> Tensor:
+        """Places [len(names)] of clips."""
+        place = {name: k for k, name in enumerate(self.names)}
+        return torch.tensor([place[name] for name in names], dtype=torch.long)
+
+
+def gather(found: Iterable[tuple[str, ClipFeatures]], dim: int) -> Features:
+    """Collect (name, features) pairs in one pass; of each clip only its averaged row and logits are kept. Raises InputError for none."""
+    names, embeddings, logits = [], [], []
+    running = RunningStatistics(dim)
+    for name, clip in found:
+        running.add(clip.embeddings)
+        names.append(name)
+        embeddings.append(clip.embeddings.mean(0))
+        logits.append(clip.logits)
+    if not names:
+        raise InputError("no clip could be listened to")
+    with_classes = [x for x in logits if x is not None]
+    return Features(names, torch.stack(embeddings), torch.stack(with_classes) if with_classes else None, running.finish())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """numbers: by the keys of NUMBERS, only those that could be computed. clips: numbers of single clips by name."""
+
+    numbers: dict[str, float]
+    clips: dict[str, dict[str, float]]
+
+
+def compare(
+    made: Features,
+    statistics: FeatureStatistics | None,
+    *,
+    reference: Features | None = None,
+    pairs: Mapping[str, str] | None = None,
+    captions: Sequence[str] | None = None,
+    texts: Tensor | None = None,
+    multi_label: bool = False,
+) -> Comparison:
+    """All numbers of `made` that what is given allows.
+
+    statistics: the reference rows'. reference: the clips behind them. pairs: name of a made clip -> name of its reference.
+    captions: one a made clip; texts: their embeddings [N, D] by the same extractor.
+    """
+    numbers: dict[str, float | None] = {}
+    clips: dict[str, dict[str, float]] = {name: {} for name in made.names}
+    if statistics is not None and min(statistics.count, made.statistics.count) > 1:
+        numbers["frechet"] = made.statistics.frechet_distance(statistics)
+    if reference is not None and min(len(reference.names), len(made.names)) > 1:
+        numbers["kernel"] = metrics.kernel_distance(made.embeddings, reference.embeddings)
+    if pairs and reference is not None and reference.logits is not None and made.logits is not None:
+        there = set(reference.names)
+        names = [name for name in made.names if pairs.get(name) in there]
+        theirs, ours = reference.logits[reference.rows([pairs[name] for name in names])], made.logits[made.rows(names)]
+        each = metrics.kl_divergences(theirs, ours)
+        numbers["kl"] = float(each.mean())
+        if multi_label:
+            numbers["kl_sigmoid"] = float(metrics.kl_divergences(theirs, ours, sigmoid=True).mean())
+        for name, value in zip(names, each.tolist(), strict=True):
+            clips[name]["kl"] = value
+    if made.logits is not None:
+        numbers["inception"], numbers["inception_std"] = metrics.inception_score(made.logits)
+    if texts is not None:
+        each = metrics.cosines(made.embeddings, texts)
+        numbers["clap"] = float(each.mean())
+        for name, value in zip(made.names, each.tolist(), strict=True):
+            clips[name]["clap"] = value
+    if captions is not None:
+        numbers["diversity"], numbers["spread"] = metrics.cosine_distances(made.embeddings, captions)
+    return Comparison({key: value for key, value in numbers.items() if value is not None}, clips)
+
+
+def compare_audio(extractor: Extractor, made: Tensor, reference: Tensor, sample_rate: int, batch: int = 16) -> dict[str, float]:
+    """Numbers of outputs [B, N] against recordings [B, N] of the same captions, in memory: for evaluation during training."""
+
+    def heard(audio: Tensor) -> Features:
+        clips = [torch.from_numpy(resample(x.numpy(), sample_rate, extractor.sample_rate)) for x in audio.float().cpu()]
+        found = [features for k in range(0, len(clips), batch) for features in extractor(clips[k : k + batch])]
+        return gather(((str(k), features) for k, features in enumerate(found)), extractor.dim)
+
+    ours, theirs = heard(made), heard(reference)
+    pairs = {name: name for name in ours.names}
+    return compare(ours, theirs.statistics, reference=theirs, pairs=pairs, multi_label=extractor.multi_label).numbers
+
+
+def chance(reference: Features, captions: Sequence[str], texts: Tensor | None, *, multi_label: bool) -> dict[str, float]:
+    """What recordings of other captions would get: paired numbers only."""
+    numbers: dict[str, float | None] = {}
+    if reference.logits is not None:
+        numbers["kl"] = metrics.unrelated_kl(reference.logits, captions)
+        if multi_label:
+            numbers["kl_sigmoid"] = metrics.unrelated_kl(reference.logits, captions, sigmoid=True)
+    if texts is not None:
+        numbers["clap"] = metrics.unrelated_cosine(reference.embeddings, texts, captions)
+    return {key: value for key, value in numbers.items() if value is not None}
+
+
+def facts_of(extractor: Extractor) -> dict[str, Any]:
+    """What of an extractor makes a number."""
+    return {
+        "name": extractor.name,
+        "fingerprint": extractor.fingerprint,
+        "sample_rate": extractor.sample_rate,
+        "dim": extractor.dim,
+        "classes": None if extractor.classes is None else len(extractor.classes),
+        "multi_label": extractor.multi_label,
+    }
