@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from meanaudio.audio import limit_peak, save_audio
-from meanaudio.checkpoint import file_hash, load_into, load_weights, read_json, save_weights, write_json
+from meanaudio.checkpoint import load_into, load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
 from meanaudio.config import CheckpointConfig, TrainConfig
-from meanaudio.data.shards import ShardDataset, epoch_order
+from meanaudio.data.prefetch import Prefetcher
+from meanaudio.data.sources import open_datasets
 from meanaudio.errors import InputError
 from meanaudio.evaluation.latents import held_out_distance
 from meanaudio.models.transformer import NETWORK_FILE, Transformer, make_network
@@ -34,9 +35,10 @@ class GeneratorTask:
 
     def __init__(self, config: TrainConfig, device: str = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
-        self.train = ShardDataset(Path(config.data) / "train")
-        self.held_out = ShardDataset(Path(config.data) / "val")
-        self._check_shards()
+        self.train, self.held_out = open_datasets(config, self.device)
+        self._check_widths()
+        self.order = self.train.order(config.loop.seed)
+        self.fetch = Prefetcher(self._fetch, ahead=config.loading.ahead)
         statistics = self.train.statistics
         self.mean, self.std = statistics.mean.to(self.device), statistics.std.to(self.device)
         self.null = self.train.null_text.to(self.device)
@@ -48,24 +50,13 @@ class GeneratorTask:
             self._continue_from(network, Path(config.init_from))
         self.networks: dict[str, nn.Module] = {"network": network.to(self.device)}
 
-    def _check_shards(self) -> None:
+    def _check_widths(self) -> None:
         config = self.config
-        if config.codec_from is None:
-            raise InputError("codec_from must name the folder of the codec that the shards were made with")
-        found = file_hash(Path(config.codec_from) / VAE_FILE)
-        for shards in (self.train, self.held_out):
-            index = shards.index
-            if index["codec_hash"] != found:
-                raise InputError(f"{shards.folder}: made with codec {index['codec_hash'][:12]}, codec_from holds {found[:12]}")
-            if index["text"] != config.text.model_dump():
-                raise InputError(f"{shards.folder}: made with text {index['text']}, the config says {config.text.model_dump()}")
-            if index["seconds"] != config.seconds:
-                raise InputError(f"{shards.folder}: windows of {index['seconds']} s, the config says seconds = {config.seconds}")
         null = self.train.null_text
         widths = (len(self.train.statistics.mean), null.sequence.shape[-1], null.pooled.shape[-1])
         wanted = (config.network.latent_dim, config.network.sequence_dim, config.network.pooled_dim)
         if widths != wanted:
-            raise InputError(f"shards are {widths} wide (latents, sequence, pooled), the network takes {wanted}")
+            raise InputError(f"{self.train.name}: items are {widths} wide (latents, sequence, pooled), the network takes {wanted}")
 
     def _continue_from(self, network: nn.Module, folder: Path) -> None:
         """Weights of an earlier stage; branches that start at zero may be new, everything else must fit."""
@@ -76,10 +67,14 @@ class GeneratorTask:
         new = {k: v for k, v in network.state_dict().items() if k.split(".")[0] in ("interval_embedding", "guidance_embedding")}
         load_into(network, {**{k: v for k, v in new.items() if k not in state}, **state}, folder / NETWORK_FILE)
 
+    def _fetch(self, step: int) -> LatentBatch:
+        size = self.config.loop.batch_size
+        return self.train.batch(self.order.take(step * size, size))
+
     def draw(self, step: int) -> tuple[LatentBatch, torch.Tensor, torch.Generator]:
         """Batch number `step`: items, normalised latents [B, L, C] drawn from their posteriors, and the step's generator."""
         loop = self.config.loop
-        batch = self.train.batch(epoch_order(len(self.train), loop.batch_size, step, loop.seed))
+        batch = self.fetch(step)
         generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + step)
         return batch, (batch.sample(generator).to(self.device) - self.mean) / self.std, generator
 
