@@ -1,8 +1,9 @@
 """Prepared features on disk: safetensors shards, an index that describes them, and a reader. docs/prepare.md states the format.
 
-A folder holds shard-NNNNN.safetensors, null_text.safetensors and, written last, index.json. A shard of n items has
-mean, std [n, L, C]; pooled [n, P]; tokens [sum of token counts, D] with token_counts [n] (only real tokens are stored);
-latent_sum, latent_square_sum [C]. Without stored text the last three of the first line are not there.
+A folder holds shard-NNNNN.safetensors, null_text.safetensors and, written last, index.json. A shard of n items has mean, std [n, L, C];
+pooled [n, P]; latent_sum, latent_square_sum [C]; and, one item's after the other's, tokens [all of them, D] (only real ones), ids and
+captions [bytes of UTF-8], each with the places [n] where an item's end: token_ends, id_ends, caption_ends.
+Without stored text there are no pooled, tokens and token_ends.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -34,8 +35,8 @@ from meanaudio.types import Gaussian, LatentBatch, TextFeatures
 
 INDEX = "index.json"
 NULL_TEXT_FILE = "null_text.safetensors"  # features of ""; in a converted checkpoint too
-TENSORS = ("mean", "std", "pooled", "tokens", "token_counts")
-OPEN_SHARDS = 1024  # shards a reader keeps mapped: two maps each, of the 65530 that Linux allows a process
+ALWAYS, TEXT = ("mean", "std", "ids", "id_ends", "captions", "caption_ends"), ("pooled", "tokens", "token_ends")
+OPEN_SHARDS = 8192  # shards a reader keeps mapped: two maps each, of the 65530 that Linux allows a process
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -65,11 +66,14 @@ def write_shard(
         tensors |= {
             "pooled": text.pooled.half().contiguous(),
             "tokens": text.sequence[text.mask].half().contiguous(),
-            "token_counts": text.mask.sum(1).int().contiguous(),
+            "token_ends": text.mask.sum(1).cumsum(0),
         }
+    for name, strings in (("id", ids), ("caption", captions)):
+        encoded = [string.encode() for string in strings]
+        tensors[f"{name}s"] = torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy())
+        tensors[f"{name}_ends"] = torch.tensor([*accumulate(map(len, encoded))], dtype=torch.int64)
     # One entry, because safetensors writes several in an order that changes from call to call.
-    notes = {"notes": json.dumps({"ids": [*ids], "captions": [*captions], "made_by": made_by, "left_out": [*left_out]})}
-    _save(path, tensors, notes)
+    _save(path, tensors, {"notes": json.dumps({"made_by": made_by, "left_out": [*left_out]})})
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -93,13 +97,24 @@ def _sums(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shard_notes(path: Path) -> dict[str, Any] | None:
-    """ids, captions, made_by and left_out of a shard; None if the file is missing or damaged (it is then written anew)."""
+    """made_by, left_out and ids of a shard; None if the file is missing or damaged (it is then written anew)."""
     try:
         with safe_open(path, "pt") as file:
             notes = json.loads(file.metadata()["notes"])
-        return {key: notes[key] for key in ("ids", "captions", "made_by", "left_out")}
+            return {key: notes[key] for key in ("made_by", "left_out")} | {
+                "ids": _strings(file.get_tensor("ids"), file.get_tensor("id_ends"))
+            }
     except Exception:  # whatever is wrong with it, the answer is the same: it is not a shard of ours
         return None
+
+
+def _strings(data: Tensor, ends: Tensor) -> list[str]:
+    return [_piece(data, ends, i).numpy().tobytes().decode() for i in range(len(ends))]
+
+
+def _piece(data: Tensor, ends: Tensor, i: int) -> Tensor:
+    """Item i's part of what is stored one item after the other."""
+    return data[int(ends[i - 1]) if i else 0 : int(ends[i])]
 
 
 def write_null_text(folder: Path, text: TextFeatures) -> None:
@@ -155,16 +170,6 @@ def finish_index(folder: Path, shards: int, items: int, facts: dict[str, Any]) -
 # ---------------------------------------------------------------- reading
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """An open shard. tensors are memory-mapped: only what is used is read. offsets: where each item's tokens begin, and their end."""
-
-    ids: list[str]
-    captions: list[str]
-    tensors: dict[str, Tensor]
-    offsets: list[int]
-
-
 class ShardDataset(Dataset):
     """Random access to the items of a folder or URL. Opening reads the index alone; a shard is opened when an item of it is read.
 
@@ -200,7 +205,7 @@ class ShardDataset(Dataset):
             if (found := files.get(shard_path(Path(), number).name)) != length:
                 raise self._broken(number, "is missing" if found is None else f"has {found} bytes instead of {length}")
         self.starts = [0, *accumulate(sizes)]
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
         self._lock = Lock()
 
     def _broken(self, number: int, what: str) -> InputError:
@@ -211,11 +216,15 @@ class ShardDataset(Dataset):
 
     @cached_property
     def ids(self) -> list[str]:
-        return [name for number in range(len(self.starts) - 1) for name in self._shard(number).ids]
+        return self._all("id")
 
     @cached_property
     def captions(self) -> list[str]:
-        return [caption for number in range(len(self.starts) - 1) for caption in self._shard(number).captions]
+        return self._all("caption")
+
+    def _all(self, name: str) -> list[str]:
+        shards = (self._shard(number) for number in range(len(self.starts) - 1))
+        return [string for shard in shards for string in _strings(shard[f"{name}s"], shard[f"{name}_ends"])]
 
     @property
     def statistics(self) -> LatentStatistics:
@@ -225,7 +234,8 @@ class ShardDataset(Dataset):
     def null_text(self) -> TextFeatures:
         return read_null_text(self.folder.file(NULL_TEXT_FILE).parent) if self.encoder is None else encode_text(self.encoder, [""])
 
-    def _shard(self, number: int) -> _Shard:
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        """The tensors of a shard, memory-mapped: only what is used is read."""
         with self._lock:
             if number in self._open:
                 self._open.move_to_end(number)
@@ -237,38 +247,46 @@ class ShardDataset(Dataset):
                 self._open.popitem(last=False)
         return shard
 
-    def _read(self, number: int) -> _Shard:
+    def _read(self, number: int) -> dict[str, Tensor]:
         path, size = self.folder.file(shard_path(Path(), number).name), self.starts[number + 1] - self.starts[number]
+        keys = [*ALWAYS, *(TEXT if self.encoder is None else ())]
         try:
             with safe_open(path, "pt") as file:
-                notes = json.loads(file.metadata()["notes"])
-                tensors = {key: file.get_tensor(key) for key in (("mean", "std") if self.encoder else TENSORS)}
-            lengths = {len(notes["ids"]), len(notes["captions"]), *(len(x) for key, x in tensors.items() if key != "tokens")}
+                made_by = json.loads(file.metadata()["notes"])["made_by"]
+                shard = {key: file.get_tensor(key) for key in keys}
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise self._broken(number, f"is damaged ({error!r})") from None
-        if lengths != {size}:
-            raise self._broken(number, f"holds {sorted(lengths)} items instead of {size}")
-        if notes.get("made_by") != self.index.get("made_by", notes.get("made_by")):
+        if made_by != self.index.get("made_by", made_by):
             raise self._broken(number, f"was made from other inputs than {INDEX} says")
-        offsets = [0, *accumulate(tensors["token_counts"].tolist())] if "tokens" in tensors else []
-        if offsets and (offsets[-1] != len(tensors["tokens"]) or min(tensors["token_counts"].tolist(), default=1) < 1):
-            raise self._broken(number, "has more or fewer tokens than it counts")
-        return _Shard(notes["ids"], notes["captions"], tensors, offsets)
+        pieces = {f"{name}s": shard[f"{name}_ends"] for name in ("id", "caption", "token") if f"{name}_ends" in shard}
+        if lengths := {len(x) for key, x in shard.items() if key not in pieces} - {size}:
+            raise self._broken(number, f"holds {lengths.pop()} items instead of {size}")
+        for key, ends in pieces.items():
+            if len(shard[key]) != (int(ends[-1]) if size else 0):
+                raise self._broken(number, f"has more or fewer {key} than it counts")
+        return shard
 
     def batch(self, indices: Sequence[int]) -> LatentBatch:
         """Items as one float32 batch; text padded to its longest caption. Raises InputError for a NaN, naming shard and item."""
         numbers = [bisect_right(self.starts, i) - 1 for i in indices]
         places = [(self._shard(number), i - self.starts[number]) for number, i in zip(numbers, indices, strict=True)]
-        mean, std = (torch.stack([shard.tensors[key][row] for shard, row in places]).float() for key in ("mean", "std"))
+
+        def rows(key: str) -> Tensor:
+            return torch.stack([shard[key][row] for shard, row in places]).float()
+
+        def strings(name: str) -> list[str]:
+            pieces = (_piece(shard[f"{name}s"], shard[f"{name}_ends"], row) for shard, row in places)
+            return [piece.numpy().tobytes().decode(errors="replace") for piece in pieces]
+
         if self.encoder is None:
-            tokens = [shard.tensors["tokens"][shard.offsets[row] : shard.offsets[row + 1]].float() for shard, row in places]
+            tokens = [_piece(shard["tokens"], shard["token_ends"], row).float() for shard, row in places]
             sequence = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
             mask = torch.arange(sequence.shape[1])[None] < torch.tensor([len(x) for x in tokens])[:, None]
-            text = TextFeatures(sequence, torch.stack([shard.tensors["pooled"][row] for shard, row in places]).float(), mask)
+            text = TextFeatures(sequence, rows("pooled"), mask)
         else:
-            text = encode_text(self.encoder, [shard.captions[row] for shard, row in places])
-        batch = LatentBatch(mean, std, text, [shard.ids[row] for shard, row in places])
-        for what, x in (("latents", mean), ("latents", std), ("text features", text.sequence), ("text features", text.pooled)):
+            text = encode_text(self.encoder, strings("caption"))
+        batch = LatentBatch(rows("mean"), rows("std"), text, strings("id"))
+        for what, x in (("latents", batch.mean), ("latents", batch.std), ("text features", text.sequence), ("text features", text.pooled)):
             if not torch.isfinite(x.sum()):  # a sum over all shows a NaN at a fraction of the cost of looking at each
                 row = int((~torch.isfinite(x).flatten(1).all(1)).nonzero()[0])
                 raise self._broken(numbers[row], f"holds NaN or infinite {what} of {batch.ids[row]!r}")

@@ -38,7 +38,7 @@ class GeneratorTask:
         self.train, self.held_out = open_datasets(config, self.device)
         self._check_widths()
         self.order = self.train.order(config.loop.seed)
-        self.fetch = Prefetcher(self._fetch, ahead=config.loading.ahead)
+        self.batches = Prefetcher(self.prepare_batch, ahead=config.loading.ahead)
         statistics = self.train.statistics
         self.mean, self.std = statistics.mean.to(self.device), statistics.std.to(self.device)
         self.null = self.train.null_text.to(self.device)
@@ -67,16 +67,16 @@ class GeneratorTask:
         new = {k: v for k, v in network.state_dict().items() if k.split(".")[0] in ("interval_embedding", "guidance_embedding")}
         load_into(network, {**{k: v for k, v in new.items() if k not in state}, **state}, folder / NETWORK_FILE)
 
-    def _fetch(self, step: int) -> LatentBatch:
-        size = self.config.loop.batch_size
-        return self.train.batch(self.order.take(step * size, size))
+    def prepare_batch(self, step: int) -> tuple[LatentBatch, torch.Tensor, torch.Generator]:
+        """What `draw` returns; a pure function of step, so that it can be done ahead."""
+        loop = self.config.loop
+        batch = self.train.batch(self.order.take(step * loop.batch_size, loop.batch_size))
+        generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + step)
+        return batch, (batch.sample(generator).to(self.device) - self.mean) / self.std, generator
 
     def draw(self, step: int) -> tuple[LatentBatch, torch.Tensor, torch.Generator]:
         """Batch number `step`: items, normalised latents [B, L, C] drawn from their posteriors, and the step's generator."""
-        loop = self.config.loop
-        batch = self.fetch(step)
-        generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + step)
-        return batch, (batch.sample(generator).to(self.device) - self.mean) / self.std, generator
+        return self.batches(step)
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
         batch, x, generator = self.draw(step)
