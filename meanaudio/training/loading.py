@@ -47,7 +47,7 @@ class LoadingReport:
         for cache, rates in self.rates.items():
             for way, rate in rates.items():
                 lines.append(
-                    f"  {cache:<18}{way:<32}{rate:8.0f} items/s {rate / rates[NPZ]:6.2f} x npz {self.sizes[way] / 1e3:8.1f} kB an item"
+                    f"  {cache:<20}{way:<24}{rate:8.0f} items/s {rate / rates[NPZ]:6.2f} x npz {self.sizes[way] / 1e3:8.1f} kB an item"
                 )
         if self.step:
             lines += [
