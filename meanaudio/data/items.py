@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import soundfile
 from torch import Tensor
 
 from meanaudio.audio import fit, load_audio
 from meanaudio.config import SceneConfig, WindowConfig
 from meanaudio.data.manifest import Clip, read_manifest
+from meanaudio.data.parallel import map_files
 from meanaudio.data.scenes import SceneComposer
+from meanaudio.data.sound_files import sound_seconds
 from meanaudio.errors import InputError
 
 SILENCE = 1e-6  # a window whose peak is below this holds nothing to learn; the release's limit [code]
@@ -63,8 +63,7 @@ class ClipWindows:
     def __init__(self, clips: Sequence[Clip], sample_rate: int, seconds: float, config: WindowConfig, *, threads: int = 4) -> None:
         self.clips, self.sample_rate, self.config = clips, sample_rate, config
         self.num_samples = round(seconds * sample_rate)
-        with ThreadPoolExecutor(threads) as pool:
-            self.seconds = list(pool.map(_seconds, clips))
+        self.seconds = list(map_files(_seconds, clips, workers=threads))
         counts = [self._count(clip, length) for clip, length in zip(clips, self.seconds, strict=True)]
         self.ends = np.cumsum(counts)
         taken = {clip.id for clip in clips}
@@ -111,11 +110,8 @@ def _seconds(clip: Clip) -> float:
     """Length of a clip; 0 where its file cannot be read: reading its window then says why."""
     if clip.duration is not None:
         return clip.duration
-    try:
-        with soundfile.SoundFile(clip.audio) as file:
-            return max(0.0, file.frames / file.samplerate - clip.start)
-    except (soundfile.LibsndfileError, RuntimeError, OSError):
-        return 0.0
+    length = sound_seconds(clip.audio)
+    return max(0.0, length - clip.start) if isinstance(length, float) else 0.0
 
 
 class Scenes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from meanaudio.config import TextConfig, WindowConfig
 from meanaudio.data.dataset import Dataset, LatentStatistics
 from meanaudio.data.extract import encode_audio, encode_text
 from meanaudio.data.items import ClipWindows, read_split
+from meanaudio.data.parallel import map_files
 from meanaudio.text import TextEncoder
 from meanaudio.types import LatentBatch, TextFeatures
 
@@ -64,8 +64,7 @@ class RawDataset(Dataset):
         return [self.items.caption(i) for i in range(len(self))]
 
     def batch(self, indices: Sequence[int]) -> LatentBatch:
-        with ThreadPoolExecutor(self.threads) as pool:
-            items = list(pool.map(self.items.__getitem__, indices))
+        items = list(map_files(self.items.__getitem__, indices, workers=self.threads))
         latents = encode_audio(self.codec, items, self.num_latents)
         text = encode_text(self.encoder, [item.caption for item in items])
         return LatentBatch(latents.mean, latents.std, text, [item.id for item in items])
