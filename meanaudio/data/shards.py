@@ -1,17 +1,18 @@
 """Prepared features on disk: safetensors shards, an index that describes them, and a reader. docs/prepare.md states the format.
 
-A folder holds shard-NNNNN.safetensors, null_text.safetensors and, written last, index.json. A shard of n items has mean, std [n, L, C];
-pooled [n, P]; latent_sum, latent_square_sum [C]; and, one item's after the other's, tokens [all of them, D] (only real ones), ids and
-captions [bytes of UTF-8], each with the places [n] where an item's end: token_ends, id_ends, caption_ends.
-Without stored text there are no pooled, tokens and token_ends.
+A folder holds shard-NNNNN.safetensors, null_text.safetensors and, written last, index.json. `items` of a shard has its n items one after
+the other, each as one stretch of float16: mean [L, C], std [L, C], pooled [P], tokens [real ones, D]. `ids` and `captions` are bytes of
+UTF-8, one after the other too. item_ends, id_ends, caption_ends [n] say where each ends. latent_sum, latent_square_sum [C] are float64.
+One stretch an item, because a random read from a disk or a network costs by the piece. Without stored text P and D are 0.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -35,7 +36,7 @@ from meanaudio.types import Gaussian, LatentBatch, TextFeatures
 
 INDEX = "index.json"
 NULL_TEXT_FILE = "null_text.safetensors"  # features of ""; in a converted checkpoint too
-ALWAYS, TEXT = ("mean", "std", "ids", "id_ends", "captions", "caption_ends"), ("pooled", "tokens", "token_ends")
+SHAPES = ("latent_shape", "pooled_dim", "sequence_dim")
 OPEN_SHARDS = 8192  # shards a reader keeps mapped: two maps each, of the 65530 that Linux allows a process
 
 
@@ -59,21 +60,29 @@ def write_shard(
 
     left_out: id and reason of each item that should be here and is not. Raises InputError if the disk refuses; nothing is left then.
     """
-    tensors = {"mean": latents.mean.half().contiguous(), "std": latents.std.half().contiguous()}
-    total, square = _sums(tensors["mean"], tensors["std"])
-    tensors |= {"latent_sum": total, "latent_square_sum": square}
+    mean, std = latents.mean.half(), latents.std.half()
+    parts = [mean.flatten(1), std.flatten(1)] if text is None else [mean.flatten(1), std.flatten(1), text.pooled.half()]
+    items = [torch.cat(row) for row in zip(*parts, strict=True)]
     if text is not None:
-        tensors |= {
-            "pooled": text.pooled.half().contiguous(),
-            "tokens": text.sequence[text.mask].half().contiguous(),
-            "token_ends": text.mask.sum(1).cumsum(0),
-        }
-    for name, strings in (("id", ids), ("caption", captions)):
-        encoded = [string.encode() for string in strings]
-        tensors[f"{name}s"] = torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy())
-        tensors[f"{name}_ends"] = torch.tensor([*accumulate(map(len, encoded))], dtype=torch.int64)
+        items = [torch.cat([item, text.sequence[i][text.mask[i]].half().flatten()]) for i, item in enumerate(items)]
+    encoded = {"ids": [name.encode() for name in ids], "captions": [caption.encode() for caption in captions]}
+    total, square = _sums(mean, std)
+    tensors = {
+        "items": torch.cat([mean.new_zeros(0), *items]),
+        "item_ends": _ends(items),
+        "latent_sum": total,
+        "latent_square_sum": square,
+    }
+    for key, strings in encoded.items():
+        tensors |= {key: torch.from_numpy(np.frombuffer(b"".join(strings), dtype=np.uint8).copy()), f"{key[:-1]}_ends": _ends(strings)}
+    widths = (0, 0) if text is None else (text.pooled.shape[1], text.sequence.shape[2])
+    shapes = {"latent_shape": [*mean.shape[1:]], "pooled_dim": widths[0], "sequence_dim": widths[1]}
     # One entry, because safetensors writes several in an order that changes from call to call.
-    _save(path, tensors, {"notes": json.dumps({"made_by": made_by, "left_out": [*left_out]})})
+    _save(path, tensors, {"notes": json.dumps({"made_by": made_by, "left_out": [*left_out], **shapes})})
+
+
+def _ends(pieces: Sequence[Sized]) -> Tensor:
+    return torch.tensor([*accumulate(map(len, pieces))], dtype=torch.int64)
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -97,24 +106,27 @@ def _sums(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shard_notes(path: Path) -> dict[str, Any] | None:
-    """made_by, left_out and ids of a shard; None if the file is missing or damaged (it is then written anew)."""
+    """made_by, left_out, shapes and ids of a shard; None if the file is missing or damaged (it is then written anew)."""
     try:
         with safe_open(path, "pt") as file:
             notes = json.loads(file.metadata()["notes"])
-            return {key: notes[key] for key in ("made_by", "left_out")} | {
-                "ids": _strings(file.get_tensor("ids"), file.get_tensor("id_ends"))
-            }
+            ids = _strings(file.get_tensor("ids"), file.get_tensor("id_ends"))
+        return {key: notes[key] for key in ("made_by", "left_out", *SHAPES)} | {"ids": ids}
     except Exception:  # whatever is wrong with it, the answer is the same: it is not a shard of ours
         return None
-
-
-def _strings(data: Tensor, ends: Tensor) -> list[str]:
-    return [_piece(data, ends, i).numpy().tobytes().decode() for i in range(len(ends))]
 
 
 def _piece(data: Tensor, ends: Tensor, i: int) -> Tensor:
     """Item i's part of what is stored one item after the other."""
     return data[int(ends[i - 1]) if i else 0 : int(ends[i])]
+
+
+def _string(data: Tensor, ends: Tensor, i: int) -> str:
+    return _piece(data, ends, i).numpy().tobytes().decode(errors="replace")
+
+
+def _strings(data: Tensor, ends: Tensor) -> list[str]:
+    return [_string(data, ends, i) for i in range(len(ends))]
 
 
 def write_null_text(folder: Path, text: TextFeatures) -> None:
@@ -139,25 +151,27 @@ def finish_index(folder: Path, shards: int, items: int, facts: dict[str, Any]) -
     """
     sizes, left_out = [], []
     total = square = torch.zeros((), dtype=torch.float64)
+    shapes: dict[str, Any] = {}
     for number in range(shards):
         path = shard_path(folder, number)
         notes = shard_notes(path)
-        if notes is None:
-            raise InputError(f"{path}: missing or damaged; run meanaudio prepare again")
+        if notes is None or shapes not in ({}, {key: notes[key] for key in SHAPES}):
+            raise InputError(f"{path}: missing, damaged, or of other shapes than those before it; run meanaudio prepare again")
+        shapes = {key: notes[key] for key in SHAPES}
         with safe_open(path, "pt") as file:
             total, square = total + file.get_tensor("latent_sum"), square + file.get_tensor("latent_square_sum")
-            latents = file.get_slice("mean").get_shape()[1]
         sizes.append(len(notes["ids"]))
         left_out += notes["left_out"]
     if sum(sizes) + len(left_out) != items:
         raise InputError(f"{folder}: {items} items should be here, {sum(sizes)} are and {len(left_out)} were left out")
     if not sum(sizes):
         raise InputError(f"{folder}: no item could be made; the first: {left_out[0]['reason']}")
-    statistics = LatentStatistics.of_sums(total, square, sum(sizes) * latents)
+    statistics = LatentStatistics.of_sums(total, square, sum(sizes) * shapes["latent_shape"][0])
     values = {
         "shards": shards,
         "items": sum(sizes),
         **facts,
+        **shapes,
         "latent_mean": statistics.mean.tolist(),
         "latent_std": statistics.std.tolist(),
         "left_out": left_out,
@@ -195,6 +209,7 @@ class ShardDataset(Dataset):
         try:
             sizes, lengths = list(map(int, self.index["sizes"])), list(map(int, self.index["bytes"]))
             self._statistics = LatentStatistics(torch.tensor(self.index["latent_mean"]), torch.tensor(self.index["latent_std"]))
+            self.latent_shape, self.pooled_dim, self.sequence_dim = (self.index[key] for key in SHAPES)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.name}/{INDEX}: not as this version writes it ({error!r}); run meanaudio prepare again") from None
         if encoder is not None:
@@ -249,45 +264,46 @@ class ShardDataset(Dataset):
 
     def _read(self, number: int) -> dict[str, Tensor]:
         path, size = self.folder.file(shard_path(Path(), number).name), self.starts[number + 1] - self.starts[number]
-        keys = [*ALWAYS, *(TEXT if self.encoder is None else ())]
         try:
             with safe_open(path, "pt") as file:
                 made_by = json.loads(file.metadata()["notes"])["made_by"]
-                shard = {key: file.get_tensor(key) for key in keys}
+                shard = {key: file.get_tensor(key) for name in ("item", "id", "caption") for key in (f"{name}s", f"{name}_ends")}
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise self._broken(number, f"is damaged ({error!r})") from None
         if made_by != self.index.get("made_by", made_by):
             raise self._broken(number, f"was made from other inputs than {INDEX} says")
-        pieces = {f"{name}s": shard[f"{name}_ends"] for name in ("id", "caption", "token") if f"{name}_ends" in shard}
-        if lengths := {len(x) for key, x in shard.items() if key not in pieces} - {size}:
-            raise self._broken(number, f"holds {lengths.pop()} items instead of {size}")
-        for key, ends in pieces.items():
-            if len(shard[key]) != (int(ends[-1]) if size else 0):
-                raise self._broken(number, f"has more or fewer {key} than it counts")
+        for name in ("item", "id", "caption"):
+            ends = shard[f"{name}_ends"]
+            lengths = ends.diff(prepend=ends.new_zeros(1))
+            if len(ends) != size or (lengths < 0).any() or int(lengths.sum()) != len(shard[f"{name}s"]):
+                raise self._broken(number, f"holds other {name}s than {INDEX} says")
+            if name == "item" and not self._are_items(lengths):
+                raise self._broken(number, "holds items of other shapes")
         return shard
+
+    def _are_items(self, lengths: Tensor) -> bool:
+        """Whether stretches of these lengths are latents, a pooled vector and one token or more."""
+        rest = lengths - 2 * math.prod(self.latent_shape) - self.pooled_dim
+        return bool((rest == 0).all() if not self.sequence_dim else ((rest > 0) & (rest % self.sequence_dim == 0)).all())
 
     def batch(self, indices: Sequence[int]) -> LatentBatch:
         """Items as one float32 batch; text padded to its longest caption. Raises InputError for a NaN, naming shard and item."""
         numbers = [bisect_right(self.starts, i) - 1 for i in indices]
         places = [(self._shard(number), i - self.starts[number]) for number, i in zip(numbers, indices, strict=True)]
-
-        def rows(key: str) -> Tensor:
-            return torch.stack([shard[key][row] for shard, row in places]).float()
-
-        def strings(name: str) -> list[str]:
-            pieces = (_piece(shard[f"{name}s"], shard[f"{name}_ends"], row) for shard, row in places)
-            return [piece.numpy().tobytes().decode(errors="replace") for piece in pieces]
-
+        items = [_piece(shard["items"], shard["item_ends"], row) for shard, row in places]
+        ids = [_string(shard["ids"], shard["id_ends"], row) for shard, row in places]
+        size = math.prod(self.latent_shape)
+        latents = torch.stack([item[: 2 * size] for item in items]).float().unflatten(1, (2, *self.latent_shape))
         if self.encoder is None:
-            tokens = [_piece(shard["tokens"], shard["token_ends"], row).float() for shard, row in places]
+            pooled = torch.stack([item[2 * size : 2 * size + self.pooled_dim] for item in items]).float()
+            tokens = [item[2 * size + self.pooled_dim :].float().unflatten(0, (-1, self.sequence_dim)) for item in items]
             sequence = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
             mask = torch.arange(sequence.shape[1])[None] < torch.tensor([len(x) for x in tokens])[:, None]
-            text = TextFeatures(sequence, rows("pooled"), mask)
+            text = TextFeatures(sequence, pooled, mask)
         else:
-            text = encode_text(self.encoder, strings("caption"))
-        batch = LatentBatch(rows("mean"), rows("std"), text, strings("id"))
-        for what, x in (("latents", batch.mean), ("latents", batch.std), ("text features", text.sequence), ("text features", text.pooled)):
+            text = encode_text(self.encoder, [_string(shard["captions"], shard["caption_ends"], row) for shard, row in places])
+        for what, x in (("latents", latents), ("text features", text.sequence), ("text features", text.pooled)):
             if not torch.isfinite(x.sum()):  # a sum over all shows a NaN at a fraction of the cost of looking at each
                 row = int((~torch.isfinite(x).flatten(1).all(1)).nonzero()[0])
-                raise self._broken(numbers[row], f"holds NaN or infinite {what} of {batch.ids[row]!r}")
-        return batch
+                raise self._broken(numbers[row], f"holds NaN or infinite {what} of {ids[row]!r}")
+        return LatentBatch(latents[:, 0], latents[:, 1], text, ids)
