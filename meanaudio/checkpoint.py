@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import struct
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ HASHES_FILE = "hashes.json"
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a neighbour of `path`, then rename it: readers see the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # not the process id: other machines may write here too
     try:
         write(beside)
         os.replace(beside, path)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -334,6 +334,35 @@ class SceneConfig(Config):
     max_lead: float = Field(0.5, ge=0)
 
 
+class WindowConfig(Config):
+    """How recordings become training windows; see data/items.py.
+
+    per_clip: windows of a long clip at most; the paper took 5. peak: what each window is scaled to; the paper took 0.95, None: as it is.
+    """
+
+    per_clip: int | None = Field(None, gt=0)
+    peak: float | None = Field(None, gt=0, le=1)
+
+
+class MixedDataConfig(Config):
+    """A data set beside the main one. share: of the rows of a batch; in proportion to the sets' sizes if no share is given at all."""
+
+    data: str
+    share: float | None = Field(None, gt=0, lt=1)
+
+
+class LoadingConfig(Config):
+    """How batches of the generator are brought in; nothing here changes what is computed.
+
+    ahead: batches made ready while others are trained on. threads: files read at once, where training reads sound.
+    cache: folder for copies of shards that lie behind a URL.
+    """
+
+    ahead: int = Field(2, ge=0)
+    threads: int = Field(4, gt=0)
+    cache: str = "~/.cache/meanaudio/shards"
+
+
 class OptimConfig(Config):
     """AdamW. The rate rises linearly over `warmup` steps, then follows `decay` to `final` times its peak."""
 
@@ -417,11 +446,18 @@ class TrainConfig(Config):
     """One training run. `task` says which network is trained and which of the sections matter."""
 
     task: Literal["vae", "vocoder", "generator", "tagger"] = "generator"
-    data: str = Field("data/sounds", description="vae, vocoder: a manifest; generator, tagger: a folder of shards from `meanaudio prepare`")
+    data: str = Field(
+        "data/sounds",
+        description="vae, vocoder: a manifest; tagger: shards; generator: folder or URL with shards train/ and val/, or a manifest",
+    )
+    mixture: tuple[MixedDataConfig, ...] = Field((), description="generator: further data sets; `data` has what their shares leave")
     codec_from: str | None = Field(None, description="folder of an earlier codec training whose parts are used")
+    text_from: str | None = Field(None, description="folder of a checkpoint with the text encoder's files; codec_from if left out")
+    encode_text: bool = Field(False, description="encode captions while training, in place of stored text features")
     init_from: str | None = Field(None, description="folder of a checkpoint whose network is continued")
     seconds: float = Field(5.12, gt=0, description="length of a generator's training window")
     codec: CodecConfig = CodecConfig()
+    windows: WindowConfig = WindowConfig()
     scenes: SceneConfig = SceneConfig()
     text: TextConfig = TextConfig()
     network: NetworkConfig = NetworkConfig()
@@ -431,6 +467,16 @@ class TrainConfig(Config):
     tagger: TaggerConfig = TaggerConfig()
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
+    loading: LoadingConfig = LoadingConfig()
+
+    @model_validator(mode="after")
+    def _shares_leave_some(self):
+        shares = [other.share for other in self.mixture]
+        if any(share is None for share in shares) and any(share is not None for share in shares):
+            raise ValueError("either every set of the mixture has a share, or none")
+        if sum(share or 0 for share in shares) >= 1:
+            raise ValueError(f"the mixture's shares {shares} must leave something for `data`: together they must be below 1")
+        return self
 
     @model_validator(mode="after")
     def _network_has_the_objectives_inputs(self):
@@ -570,6 +616,9 @@ def _explain(cls: type[BaseModel], error: Any) -> str:
             section = next(c for c in get_args(section) if part in get_args(c.model_fields["kind"].annotation))
             continue
         path.append(str(part))
+        if get_origin(section) is tuple:  # a place in a list of sections
+            section = get_args(section)[0]
+            continue
         above, field = section, getattr(section, "model_fields", {}).get(part)
         section = field.annotation if field else None
     where = ".".join(path) or "config"

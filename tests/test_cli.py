@@ -104,6 +104,43 @@ def test_from_recordings_to_sound(run, fast_text, train_config, tiny_manifest, t
     assert "not measured then" in out  # batch 1
 
 
+def test_two_workers_prepare_one_folder(run, fast_text, train_config, tiny_manifest, tmp_path, monkeypatch):
+    """Under torchrun's environment, by option, and alone: the same files."""
+    common = ["-c", train_config, "--quiet", "--device", "cpu", "--shard-size", 2]
+    code, out, err = run("prepare", tiny_manifest, "-o", tmp_path / "two", "--worker", "1/2", *common)
+    assert code == 0, err
+    assert "worker 1 of 2 is done; 1 of 3 shards are in" in out
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = run("prepare", tiny_manifest, "-o", tmp_path / "two", *common, "--threads", 1)
+    assert code == 0, err
+    assert f"6 items in {tmp_path / 'two'}, 0 left out" in out
+    monkeypatch.delenv("RANK")
+    assert run("prepare", tiny_manifest, "-o", tmp_path / "one", *common)[0] == 0
+    assert listing(tmp_path / "one") == listing(tmp_path / "two")
+
+
+def test_training_reads_sound_itself_and_mixes_sets(run, fast_text, train_config, tiny_manifest, tmp_path):
+    """No preparation: `data` is a manifest, and shards are mixed in."""
+    assert run("prepare", tiny_manifest, "-o", tmp_path / "scenes" / "train", "-c", train_config, "--scenes", 5, "--quiet")[0] == 0
+    config = tmp_path / "raw.yaml"
+    config.write_text(f"extends: tiny.yaml\ndata: {tiny_manifest}\nmixture: [{{data: {tmp_path}/scenes, share: 0.3}}]\n")
+    code, _, err = run("train", "-c", config, "-o", tmp_path / "run", "--device", "cpu", "--quiet")
+    assert code == 0, err
+    assert (tmp_path / "run" / "export" / "config.json").is_file()
+    config.write_text(f"extends: tiny.yaml\ndata: {tiny_manifest}\nmixture: [{{data: {tmp_path}/scenes}}]\nseconds: 2.0\n")
+    code, _, err = run("train", "-c", config, "-o", tmp_path / "other", "--device", "cpu", "--quiet")
+    assert code == 2
+    assert "scenes/train: windows of 1.024 s, the config says seconds = 2.0" in err
+
+
+def test_loading_is_measured(run, train_config):
+    code, out, err = run("benchmark-data", "-c", train_config, "--items", 40, "--steps", 2, "--set", "codec.vae.latent_dim=8")
+    assert code == 0, err
+    for told in ("latents [16, 8], text up to [16, 384]", "x npz", "page cache emptied", "waiting for data", "steps a second"):
+        assert told in out
+
+
 def test_several_prompts_fill_a_folder_in_order_with_seeds_that_follow(run, fast_text, tiny_checkpoint, tmp_path):
     code, out, _ = run(
         "generate",
@@ -289,6 +326,18 @@ def test_silence_alone_fails_the_check(run, tmp_path):
     code, out, _ = run("data", "check", tmp_path / "m.jsonl")
     assert code == 2
     assert "NOT usable" in out
+
+
+@pytest.mark.parametrize(
+    ("told", "options"),
+    [
+        ("worker '2': must be K/N", ["--worker", "2"]),
+        ("worker 2/2", ["--worker", "2/2"]),
+        ("no clips of split 'test'; there are train, val", ["--split", "test"]),
+    ],
+)
+def test_wrong_options_of_preparation_are_refused(refused, fast_text, train_config, tiny_manifest, told, options):
+    refused(told, "prepare", tiny_manifest, "-o", "shards", "-c", train_config, "--quiet", *options)
 
 
 @pytest.mark.parametrize(("told", "name"), [("no such audio file", "gone"), ("cannot be read", "text"), ("NaN", "nan")])

@@ -63,30 +63,45 @@ def ema(
 @app.command()
 def prepare(
     manifest: Annotated[Path, typer.Argument(help="A manifest, table or folder that `data check` accepts.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the shards.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the shards; finished ones are kept.")],
     config: Annotated[Path, typer.Option("--config", "-c", help="The training config that will read the shards.")],
     split: Annotated[str, typer.Option(help="Which rows of the manifest.")] = "train",
-    scenes: Annotated[int, typer.Option(help="Compose so many scenes of short clips; 0 takes each clip once as it is.")] = 0,
+    scenes: Annotated[int, typer.Option(help="Compose so many scenes of short clips; 0 takes the clips' windows as they are.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+    shard_size: Annotated[int, typer.Option(min=1, help="Items of a shard.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items that codec and text encoder take at once.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, help="Files read at once, while codec and text encoder work.")] = 4,
+    worker: Annotated[
+        Optional[str], typer.Option(help="K/N: make every N-th shard from the K-th on; torchrun and Slurm arrays say it themselves.")
+    ] = None,
+    max_left_out: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the items whose sound may be unreadable; they are listed in index.json.")
+    ] = 0.01,
     set_: Set = None,
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Turn a manifest into shards of latents and text features."""
+    """Turn a manifest into shards of latents and text features; call it again, or on more machines, to finish. See docs/prepare.md."""
     from meanaudio.config import TrainConfig, load_config
+    from meanaudio.data.worker import Worker
     from meanaudio.training.run import prepare_for
 
-    count = prepare_for(
+    prepared = prepare_for(
         load_config(TrainConfig, config, set_ or []),
         manifest,
         out,
         split=split,
         scenes=scenes,
         seed=seed,
+        shard_size=shard_size,
+        batch_size=batch_size,
+        threads=threads,
+        worker=Worker.parse(worker) if worker else Worker.of_environment(),
+        max_left_out=max_left_out,
         device=device,
         progress_bar=not quiet,
     )
-    print(f"{count} items in {out}")
+    print(prepared.to_text())
 
 
 @app.command("compare-runs")

@@ -202,3 +202,22 @@ def benchmark_release(
     from meanaudio.evaluation.release_benchmark import release_benchmark
 
     print(release_benchmark(model, rounds=rounds).to_text())
+
+
+@app.command("benchmark-data")
+def benchmark_data(
+    config: Annotated[Path, typer.Option("--config", "-c", help="A generator's training config.")],
+    items: Annotated[int, typer.Option(help="Random items to store and read.")] = 1024,
+    steps: Annotated[int, typer.Option(min=0, help="Timed training steps; 0 measures reading only.")] = 10,
+    folder: Annotated[Optional[Path], typer.Option(help="Where to store them for the time being; the system's place if left out.")] = None,
+    set_: Set = None,
+) -> None:
+    """Measure how fast shards of a config's shapes are read beside npz files, and how long training waits for them, on the CPU."""
+    import tempfile
+
+    from meanaudio.config import TrainConfig, load_config
+    from meanaudio.training.loading import measure_loading
+
+    settings = load_config(TrainConfig, config, set_ or [])
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        print(measure_loading(settings, Path(place), items=items, steps=steps).to_text())

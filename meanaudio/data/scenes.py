@@ -104,7 +104,10 @@ class SceneComposer:
         audio = np.zeros(self.num_samples, dtype=np.float32)
         caption, clips = getattr(self, f"_{kind}")(audio, rng, self._draw(rng))
         audio *= PEAK / max(float(np.abs(audio).max()), PEAK)
-        return Scene(torch.from_numpy(audio), caption, f"scene-{self.seed}-{index}", [c.id for c in clips])
+        return Scene(torch.from_numpy(audio), caption, self.id(index), [c.id for c in clips])
+
+    def id(self, index: int) -> str:
+        return f"scene-{self.seed}-{index}"
 
     # ---- the four kinds: each adds to `audio` and returns the caption and the clips
 

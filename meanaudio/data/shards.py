@@ -1,60 +1,137 @@
-"""Prepared features on disk: safetensors shards, an index that describes them, and a reader.
+"""Prepared features on disk: safetensors shards, an index that describes them, and a reader. docs/prepare.md states the format.
 
-A folder holds shard-NNNNN.safetensors, null_text.safetensors and, written last, index.json. A shard of n items has
-mean, std [n, L, C]; pooled [n, P]; tokens [sum of token counts, D] with token_counts [n] (only real tokens are stored).
+A folder holds shard-NNNNN.safetensors, null_text.safetensors and, written last, index.json. `items` of a shard has its n items one after
+the other, each as one stretch of float16: mean [L, C], std [L, C], pooled [P], tokens [real ones, D]. `ids` and `captions` are bytes of
+UTF-8, one after the other too. item_ends, id_ends, caption_ends [n] say where each ends. latent_sum, latent_square_sum [C] are float64.
+One stretch an item, because a random read from a disk or a network costs by the piece. Without stored text P and D are 0.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence, Sized
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from meanaudio.checkpoint import load_weights, read_json, write_beside, write_json
+from meanaudio.config import TextConfig
+from meanaudio.data.dataset import Dataset, LatentStatistics
+from meanaudio.data.extract import encode_text
+from meanaudio.data.folder import open_folder
 from meanaudio.errors import InputError
+from meanaudio.text import TextEncoder
 from meanaudio.types import Gaussian, LatentBatch, TextFeatures
 
 INDEX = "index.json"
 NULL_TEXT_FILE = "null_text.safetensors"  # features of ""; in a converted checkpoint too
+SHAPES = ("latent_shape", "pooled_dim", "sequence_dim")
+OPEN_SHARDS = 8192  # shards a reader keeps mapped: two maps each, of the 65530 that Linux allows a process
 
 
 def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.safetensors"
 
 
-def write_shard(path: Path, latents: Gaussian, text: TextFeatures, ids: list[str], captions: list[str], made_by: str) -> None:
-    """Write one shard in half precision. `made_by` names all that its bytes depend on, so that a relaunch knows what to keep."""
+# ---------------------------------------------------------------- writing
+
+
+def write_shard(
+    path: Path,
+    latents: Gaussian,
+    text: TextFeatures | None,
+    ids: Sequence[str],
+    captions: Sequence[str],
+    made_by: str,
+    left_out: Sequence[dict[str, str]] = (),
+) -> None:
+    """Write one shard in half precision. `made_by` names all that its bytes depend on, so that a relaunch knows what to keep.
+
+    left_out: id and reason of each item that should be here and is not. Raises InputError if the disk refuses; nothing is left then.
+    """
+    mean, std = latents.mean.half(), latents.std.half()
+    parts = [mean.flatten(1), std.flatten(1)] if text is None else [mean.flatten(1), std.flatten(1), text.pooled.half()]
+    items = [torch.cat(row) for row in zip(*parts, strict=True)]
+    if text is not None:
+        items = [torch.cat([item, text.sequence[i][text.mask[i]].half().flatten()]) for i, item in enumerate(items)]
+    encoded = {"ids": [name.encode() for name in ids], "captions": [caption.encode() for caption in captions]}
+    total, square = _sums(mean, std)
     tensors = {
-        "mean": latents.mean.half().contiguous(),
-        "std": latents.std.half().contiguous(),
-        "pooled": text.pooled.half().contiguous(),
-        "tokens": text.sequence[text.mask].half().contiguous(),
-        "token_counts": text.mask.sum(1).int().contiguous(),
+        "items": torch.cat([mean.new_zeros(0), *items]),
+        "item_ends": _ends(items),
+        "latent_sum": total,
+        "latent_square_sum": square,
     }
+    for key, strings in encoded.items():
+        tensors |= {key: torch.from_numpy(np.frombuffer(b"".join(strings), dtype=np.uint8).copy()), f"{key[:-1]}_ends": _ends(strings)}
+    widths = (0, 0) if text is None else (text.pooled.shape[1], text.sequence.shape[2])
+    shapes = {"latent_shape": [*mean.shape[1:]], "pooled_dim": widths[0], "sequence_dim": widths[1]}
     # One entry, because safetensors writes several in an order that changes from call to call.
-    notes = {"notes": json.dumps({"ids": ids, "captions": captions, "made_by": made_by})}
-    write_beside(path, lambda p: save_file(tensors, p, metadata=notes))
+    _save(path, tensors, {"notes": json.dumps({"made_by": made_by, "left_out": [*left_out], **shapes})})
+
+
+def _ends(pieces: Sequence[Sized]) -> Tensor:
+    return torch.tensor([*accumulate(map(len, pieces))], dtype=torch.int64)
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Not by save_file, whose own temporary file would stay behind when the process is killed."""
+    data = save(tensors, metadata)
+    try:
+        write_beside(path, lambda p: p.write_bytes(data))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _sums(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums [C] of z and z^2 over all latents drawn from the posteriors: E[z] = mean, E[z^2] = mean^2 + std^2.
+
+    By numpy in float64: torch would split the sum over its threads, and the last bits would depend on how many there are.
+    """
+    m, s = mean.double().flatten(0, 1).numpy(), std.double().flatten(0, 1).numpy()
+    return torch.from_numpy(m.sum(0)), torch.from_numpy((m**2 + s**2).sum(0))
 
 
 def shard_notes(path: Path) -> dict[str, Any] | None:
-    """ids, captions and made_by of a shard; None if the file is missing or damaged (it is then written anew)."""
+    """made_by, left_out, shapes and ids of a shard; None if the file is missing or damaged (it is then written anew)."""
     try:
         with safe_open(path, "pt") as file:
             notes = json.loads(file.metadata()["notes"])
-        return {key: notes[key] for key in ("ids", "captions", "made_by")}
+            ids = _strings(file.get_tensor("ids"), file.get_tensor("id_ends"))
+        return {key: notes[key] for key in ("made_by", "left_out", *SHAPES)} | {"ids": ids}
     except Exception:  # whatever is wrong with it, the answer is the same: it is not a shard of ours
         return None
 
 
+def _piece(data: Tensor, ends: Tensor, i: int) -> Tensor:
+    """Item i's part of what is stored one item after the other."""
+    return data[int(ends[i - 1]) if i else 0 : int(ends[i])]
+
+
+def _string(data: Tensor, ends: Tensor, i: int) -> str:
+    return _piece(data, ends, i).numpy().tobytes().decode(errors="replace")
+
+
+def _strings(data: Tensor, ends: Tensor) -> list[str]:
+    return [_string(data, ends, i) for i in range(len(ends))]
+
+
 def write_null_text(folder: Path, text: TextFeatures) -> None:
-    tensors = {"sequence": text.sequence.contiguous(), "pooled": text.pooled.contiguous(), "mask": text.mask.contiguous()}
-    write_beside(folder / NULL_TEXT_FILE, lambda p: save_file(tensors, p))
+    tensors = {"sequence": text.sequence, "pooled": text.pooled, "mask": text.mask}
+    _save(folder / NULL_TEXT_FILE, {key: x.contiguous() for key, x in tensors.items()})
 
 
 def read_null_text(folder: Path) -> TextFeatures:
@@ -67,93 +144,166 @@ def read_null_text(folder: Path) -> TextFeatures:
         raise InputError(f"{path}: no {error} in it") from None
 
 
-@dataclass(frozen=True)
-class LatentStatistics:
-    """Per-channel mean and standard deviation [C] over all latents drawn from the posteriors."""
+def finish_index(folder: Path, shards: int, items: int, facts: dict[str, Any]) -> None:
+    """Write index.json: the folder is complete from here on. items: how many the shards should hold, those left out included.
 
-    mean: Tensor
-    std: Tensor
+    The shards' sums are added in their order, so that the statistics are the same whoever made which shard.
+    """
+    sizes, left_out = [], []
+    total = square = torch.zeros((), dtype=torch.float64)
+    shapes: dict[str, Any] = {}
+    for number in range(shards):
+        path = shard_path(folder, number)
+        notes = shard_notes(path)
+        if notes is None or shapes not in ({}, {key: notes[key] for key in SHAPES}):
+            raise InputError(f"{path}: missing, damaged, or of other shapes than those before it; run meanaudio prepare again")
+        shapes = {key: notes[key] for key in SHAPES}
+        with safe_open(path, "pt") as file:
+            total, square = total + file.get_tensor("latent_sum"), square + file.get_tensor("latent_square_sum")
+        sizes.append(len(notes["ids"]))
+        left_out += notes["left_out"]
+    if sum(sizes) + len(left_out) != items:
+        raise InputError(f"{folder}: {items} items should be here, {sum(sizes)} are and {len(left_out)} were left out")
+    if not sum(sizes):
+        raise InputError(f"{folder}: no item could be made; the first: {left_out[0]['reason']}")
+    statistics = LatentStatistics.of_sums(total, square, sum(sizes) * shapes["latent_shape"][0])
+    values = {
+        "shards": shards,
+        "items": sum(sizes),
+        **facts,
+        **shapes,
+        "latent_mean": statistics.mean.tolist(),
+        "latent_std": statistics.std.tolist(),
+        "left_out": left_out,
+        "sizes": sizes,
+        "bytes": [shard_path(folder, number).stat().st_size for number in range(shards)],
+    }
+    write_json(folder / INDEX, values)
 
-    @staticmethod
-    def of_shards(folder: Path, count: int) -> LatentStatistics:
-        """One pass in float64; E[z] = E[mean], E[z^2] = E[mean^2 + std^2]."""
-        total = square = torch.zeros((), dtype=torch.float64)
-        rows = 0
-        for number in range(count):
-            shard = load_file(shard_path(folder, number))
-            mean, std = shard["mean"].double().flatten(0, 1), shard["std"].double().flatten(0, 1)
-            total, square, rows = total + mean.sum(0), square + (mean**2 + std**2).sum(0), rows + len(mean)
-        mean = total / rows
-        return LatentStatistics(mean.float(), (square / rows - mean**2).clamp_min(1e-12).sqrt().float())
+
+# ---------------------------------------------------------------- reading
 
 
-class ShardDataset:
-    """Random access to prepared items; tensors stay memory-mapped until they are read."""
+class ShardDataset(Dataset):
+    """Random access to the items of a folder or URL. Opening reads the index alone; a shard is opened when an item of it is read.
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if not (self.folder / INDEX).is_file():
-            raise InputError(f"{self.folder}: no {INDEX}; make the shards first: meanaudio prepare MANIFEST -o {self.folder}")
-        self.index = read_json(self.folder / INDEX)
-        self.items: list[tuple[int, int]] = []
-        self.ids: list[str] = []
-        self.captions: list[str] = []
-        self.shards, self.offsets = [], []
-        for number in range(self.index["shards"]):
-            path = shard_path(self.folder, number)
-            notes = shard_notes(path)
-            if notes is None:
-                raise InputError(f"{path}: missing or damaged; run meanaudio prepare again")
-            shard = load_file(path)
-            if not torch.isfinite(shard["mean"]).all() or not torch.isfinite(shard["std"]).all():
-                raise InputError(f"{path}: holds NaN or infinite latents")
-            self.shards.append(shard)
-            self.offsets.append(torch.cat([torch.zeros(1, dtype=torch.long), shard["token_counts"].long().cumsum(0)]).tolist())
-            self.items += [(number, i) for i in range(len(notes["ids"]))]
-            self.ids += notes["ids"]
-            self.captions += notes["captions"]
+    encoder: encodes captions when they are read, in place of the stored features; `text` is its config. cache: see RemoteFolder.
+    Raises InputError that names the shard for one that is missing, cut, damaged or made from other inputs than the index says.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        encoder: TextEncoder | None = None,
+        text: TextConfig | None = None,
+        cache: str | Path | None = None,
+        open_shards: int = OPEN_SHARDS,
+    ) -> None:
+        self.folder, self.encoder, self.open_shards = open_folder(folder, INDEX, cache), encoder, open_shards
+        self.name = self.folder.name
+        files = self.folder.sizes()
+        if INDEX not in files:
+            raise InputError(f"{self.name}: no {INDEX}; make the shards first: meanaudio prepare MANIFEST -o {self.name}")
+        self.index = read_json(self.folder.file(INDEX))
+        try:
+            sizes, lengths = list(map(int, self.index["sizes"])), list(map(int, self.index["bytes"]))
+            self._statistics = LatentStatistics(torch.tensor(self.index["latent_mean"]), torch.tensor(self.index["latent_std"]))
+            self.latent_shape, self.pooled_dim, self.sequence_dim = (self.index[key] for key in SHAPES)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{self.name}/{INDEX}: not as this version writes it ({error!r}); run meanaudio prepare again") from None
+        if encoder is not None:
+            self.index |= {"text": None if text is None else text.model_dump(), "text_fingerprint": encoder.fingerprint}
+        elif self.index.get("text", {}) is None:
+            raise InputError(f"{self.name}: was prepared without text features; set encode_text: true")
+        for number, length in enumerate(lengths):
+            if (found := files.get(shard_path(Path(), number).name)) != length:
+                raise self._broken(number, "is missing" if found is None else f"has {found} bytes instead of {length}")
+        self.starts = [0, *accumulate(sizes)]
+        self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._lock = Lock()
+
+    def _broken(self, number: int, what: str) -> InputError:
+        return InputError(f"{self.name}/{shard_path(Path(), number).name}: {what}; run meanaudio prepare again")
 
     def __len__(self) -> int:
-        return len(self.items)
+        return self.starts[-1]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return self._all("id")
+
+    @cached_property
+    def captions(self) -> list[str]:
+        return self._all("caption")
+
+    def _all(self, name: str) -> list[str]:
+        shards = (self._shard(number) for number in range(len(self.starts) - 1))
+        return [string for shard in shards for string in _strings(shard[f"{name}s"], shard[f"{name}_ends"])]
 
     @property
     def statistics(self) -> LatentStatistics:
-        return LatentStatistics(torch.tensor(self.index["latent_mean"]), torch.tensor(self.index["latent_std"]))
+        return self._statistics
 
     @property
     def null_text(self) -> TextFeatures:
-        return read_null_text(self.folder)
+        return read_null_text(self.folder.file(NULL_TEXT_FILE).parent) if self.encoder is None else encode_text(self.encoder, [""])
 
-    def batch(self, indices: list[int]) -> LatentBatch:
-        """Items as one float32 batch; text padded to its longest caption."""
-        places = [self.items[i] for i in indices]
-        tokens = []
-        for number, i in places:
-            start, stop = self.offsets[number][i], self.offsets[number][i + 1]
-            tokens.append(self.shards[number]["tokens"][start:stop].float())
-        sequence = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-        counts = torch.tensor([len(x) for x in tokens])
-        mask = torch.arange(sequence.shape[1])[None] < counts[:, None]
-        mean, std, pooled = (torch.stack([self.shards[n][k][i] for n, i in places]).float() for k in ("mean", "std", "pooled"))
-        return LatentBatch(mean, std, TextFeatures(sequence, pooled, mask), [self.ids[i] for i in indices])
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        """The tensors of a shard, memory-mapped: only what is used is read."""
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+        shard = self._read(number)
+        with self._lock:
+            self._open[number] = shard
+            while len(self._open) > self.open_shards:
+                self._open.popitem(last=False)
+        return shard
 
+    def _read(self, number: int) -> dict[str, Tensor]:
+        path, size = self.folder.file(shard_path(Path(), number).name), self.starts[number + 1] - self.starts[number]
+        try:
+            with safe_open(path, "pt") as file:
+                made_by = json.loads(file.metadata()["notes"])["made_by"]
+                shard = {key: file.get_tensor(key) for name in ("item", "id", "caption") for key in (f"{name}s", f"{name}_ends")}
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise self._broken(number, f"is damaged ({error!r})") from None
+        if made_by != self.index.get("made_by", made_by):
+            raise self._broken(number, f"was made from other inputs than {INDEX} says")
+        for name in ("item", "id", "caption"):
+            ends = shard[f"{name}_ends"]
+            lengths = ends.diff(prepend=ends.new_zeros(1))
+            if len(ends) != size or (lengths < 0).any() or int(lengths.sum()) != len(shard[f"{name}s"]):
+                raise self._broken(number, f"holds other {name}s than {INDEX} says")
+            if name == "item" and not self._are_items(lengths):
+                raise self._broken(number, "holds items of other shapes")
+        return shard
 
-def epoch_order(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Indices of batch number `step`: a pure function of its arguments. Every item comes once an epoch, epochs follow without a seam."""
-    first = step * batch_size
-    order: list[int] = []
-    epoch = first // count
-    while len(order) < batch_size:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        shuffled = torch.randperm(count, generator=generator).tolist()
-        start = max(0, first - epoch * count)
-        order += shuffled[start : start + batch_size - len(order)]
-        epoch += 1
-    return order
+    def _are_items(self, lengths: Tensor) -> bool:
+        """Whether stretches of these lengths are latents, a pooled vector and one token or more."""
+        rest = lengths - 2 * math.prod(self.latent_shape) - self.pooled_dim
+        return bool((rest == 0).all() if not self.sequence_dim else ((rest > 0) & (rest % self.sequence_dim == 0)).all())
 
-
-def finish_index(folder: Path, shards: int, items: int, facts: dict[str, Any]) -> None:
-    """Write index.json: the folder is complete from here on."""
-    statistics = LatentStatistics.of_shards(folder, shards)
-    values = {"shards": shards, "items": items, **facts, "latent_mean": statistics.mean.tolist(), "latent_std": statistics.std.tolist()}
-    write_json(folder / INDEX, values)
+    def batch(self, indices: Sequence[int]) -> LatentBatch:
+        """Items as one float32 batch; text padded to its longest caption. Raises InputError for a NaN, naming shard and item."""
+        numbers = [bisect_right(self.starts, i) - 1 for i in indices]
+        places = [(self._shard(number), i - self.starts[number]) for number, i in zip(numbers, indices, strict=True)]
+        items = [_piece(shard["items"], shard["item_ends"], row) for shard, row in places]
+        ids = [_string(shard["ids"], shard["id_ends"], row) for shard, row in places]
+        size = math.prod(self.latent_shape)
+        latents = torch.stack([item[: 2 * size] for item in items]).float().unflatten(1, (2, *self.latent_shape))
+        if self.encoder is None:
+            pooled = torch.stack([item[2 * size : 2 * size + self.pooled_dim] for item in items]).float()
+            tokens = [item[2 * size + self.pooled_dim :].float().unflatten(0, (-1, self.sequence_dim)) for item in items]
+            sequence = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+            mask = torch.arange(sequence.shape[1])[None] < torch.tensor([len(x) for x in tokens])[:, None]
+            text = TextFeatures(sequence, pooled, mask)
+        else:
+            text = encode_text(self.encoder, [_string(shard["captions"], shard["caption_ends"], row) for shard, row in places])
+        for what, x in (("latents", latents), ("text features", text.sequence), ("text features", text.pooled)):
+            if not torch.isfinite(x.sum()):  # a sum over all shows a NaN at a fraction of the cost of looking at each
+                row = int((~torch.isfinite(x).flatten(1).all(1)).nonzero()[0])
+                raise self._broken(numbers[row], f"holds NaN or infinite {what} of {ids[row]!r}")
+        return LatentBatch(latents[:, 0], latents[:, 1], text, ids)

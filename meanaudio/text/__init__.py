@@ -15,11 +15,13 @@ from meanaudio.types import TextFeatures
 
 
 class TextEncoder(Protocol):
-    """fingerprint names the weights, so that stored features can be told from another encoder's."""
+    """fingerprint: name and hash of the weights, so that stored features can be told from another encoder's."""
 
     sequence_dim: int
     pooled_dim: int
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __call__(self, captions: Sequence[str]) -> TextFeatures: ...
 

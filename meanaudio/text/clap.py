@@ -31,9 +31,18 @@ class ClapText:
     def __init__(self, folder: Path, *, max_tokens: int = 77, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.folder, self.max_tokens, self.device, self.dtype = folder, max_tokens, device, dtype
 
+    @property
+    def weights(self) -> list[Path]:
+        """The files that decide what comes out."""
+        return [locate(self.folder, FILES)["model.safetensors"], self._tokenizer_file]
+
+    @property
+    def _tokenizer_file(self) -> Path:
+        return locate(self.folder, ["tokenizer.json"], TOKENIZER_REPOS)["tokenizer.json"]
+
     @cached_property
     def tokenizer(self):
-        return load_tokenizer(locate(self.folder, ["tokenizer.json"], TOKENIZER_REPOS)["tokenizer.json"], self.max_tokens)
+        return load_tokenizer(self._tokenizer_file, self.max_tokens)
 
     @cached_property
     def model(self) -> torch.nn.Module:

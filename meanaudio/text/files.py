@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meanaudio.checkpoint import load_module, read_json
+from meanaudio.checkpoint import file_hash, load_module, read_json
 from meanaudio.errors import InputError
 
 
@@ -38,6 +39,11 @@ def locate(folder: Path, names: Sequence[str], repos: Sequence[str] = ()) -> dic
     else:
         hint += ", by `meanaudio convert --release DIR` from the released files"
     raise InputError(f"a text encoder's files are missing: {hint}")
+
+
+def name_with_hash(name: str, files: Sequence[Path]) -> str:
+    """`name` and a hash of what the files hold: a fingerprint of an encoder."""
+    return f"{name} {hashlib.sha256(''.join(map(file_hash, files)).encode()).hexdigest()[:16]}"
 
 
 def load_model(name: str, folder: Path, device: str, **options: Any) -> torch.nn.Module:

@@ -34,6 +34,11 @@ class FlanT5:
     def files(self) -> dict[str, Path]:
         return locate(self.folder, FILES, REPOS)
 
+    @property
+    def weights(self) -> list[Path]:
+        """The files that decide what comes out."""
+        return [self.files["model.safetensors"], self.files["tokenizer.json"]]
+
     @cached_property
     def model(self) -> torch.nn.Module:
         # the published file holds the decoder too; ours, written by `meanaudio convert`, does not

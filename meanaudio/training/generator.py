@@ -12,10 +12,11 @@ from torch import nn
 
 from meanaudio import distributed
 from meanaudio.audio import limit_peak, save_audio
-from meanaudio.checkpoint import file_hash, load_into, load_weights, read_json, save_weights, write_beside, write_json
+from meanaudio.checkpoint import load_into, load_weights, read_json, save_weights, write_beside, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
 from meanaudio.config import DISTILLED, CheckpointConfig, TrainConfig
-from meanaudio.data.shards import ShardDataset, epoch_order
+from meanaudio.data.prefetch import Prefetcher
+from meanaudio.data.sources import open_datasets
 from meanaudio.errors import InputError
 from meanaudio.evaluation.latents import held_out_distance
 from meanaudio.models.transformer import NETWORK_FILE, Transformer, load_network, make_network
@@ -50,11 +51,12 @@ class GeneratorTask:
                 f"loop.batch_size = {config.loop.batch_size} must be a multiple of {parts}: "
                 f"{distributed.size()} process(es), loop.accumulate = {config.loop.accumulate}"
             )
-        self.train = ShardDataset(Path(config.data) / "train")
-        self.held_out = ShardDataset(Path(config.data) / "val")
+        self.train, self.held_out = open_datasets(config, self.device)
         if len(self.held_out) < distributed.size():
-            raise InputError(f"{self.held_out.folder}: {len(self.held_out)} items are fewer than the {distributed.size()} processes")
-        self._check_shards()
+            raise InputError(f"{config.data}: {len(self.held_out)} held-out items are fewer than the {distributed.size()} processes")
+        self._check_widths()
+        self.order = self.train.order(config.loop.seed)
+        self.batches = Prefetcher(self.prepare_batch, ahead=config.loading.ahead, stop=config.loop.steps)
         statistics = self.train.statistics
         self.mean, self.std = statistics.mean.to(self.device), statistics.std.to(self.device)
         self.null = self.train.null_text.to(self.device)
@@ -72,24 +74,13 @@ class GeneratorTask:
             torch.manual_seed(self.config.loop.seed)
             return make_network(self.config.network).to(self.device)
 
-    def _check_shards(self) -> None:
+    def _check_widths(self) -> None:
         config = self.config
-        if config.codec_from is None:
-            raise InputError("codec_from must name the folder of the codec that the shards were made with")
-        found = file_hash(Path(config.codec_from) / VAE_FILE)
-        for shards in (self.train, self.held_out):
-            index = shards.index
-            if index["codec_hash"] != found:
-                raise InputError(f"{shards.folder}: made with codec {index['codec_hash'][:12]}, codec_from holds {found[:12]}")
-            if index["text"] != config.text.model_dump():
-                raise InputError(f"{shards.folder}: made with text {index['text']}, the config says {config.text.model_dump()}")
-            if index["seconds"] != config.seconds:
-                raise InputError(f"{shards.folder}: windows of {index['seconds']} s, the config says seconds = {config.seconds}")
         null = self.train.null_text
         widths = (len(self.train.statistics.mean), null.sequence.shape[-1], null.pooled.shape[-1])
         wanted = (config.network.latent_dim, config.network.sequence_dim, config.network.pooled_dim)
         if widths != wanted:
-            raise InputError(f"shards are {widths} wide (latents, sequence, pooled), the network takes {wanted}")
+            raise InputError(f"{self.train.name}: items are {widths} wide (latents, sequence, pooled), the network takes {wanted}")
 
     def _continue_from(self, network: nn.Module, folder: Path) -> None:
         """Weights of an earlier stage; branches that start at zero may be new, everything else must fit."""
@@ -126,22 +117,26 @@ class GeneratorTask:
                 )
         return load_network(folder, found.network).to(self.device)
 
-    def draw(self, step: int, progress: float) -> tuple[LatentBatch, torch.Tensor, Draws]:
-        """This process's rows of batch number `step`: items, normalised latents [B, L, C] drawn from their posteriors, and draws.
-
-        All that is random is drawn for the whole batch, so that it does not depend on the number of processes.
-        """
+    def prepare_batch(self, step: int) -> tuple[LatentBatch, torch.Tensor, Draws]:
+        """What `draw` returns; a pure function of the step, so that it can be done ahead."""
         loop = self.config.loop
-        order, rows = epoch_order(len(self.train), loop.batch_size, step, loop.seed), list(distributed.my_rows(loop.batch_size))
+        order, rows = self.order.take(step * loop.batch_size, loop.batch_size), list(distributed.my_rows(loop.batch_size))
         batch = self.train.batch([order[row] for row in rows])
         generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + step)
         shape = (loop.batch_size, *batch.mean.shape[1:])
         x = batch.mean + batch.std * torch.randn(shape, generator=generator)[rows]
-        draws = self.objective.draw(shape, progress=progress, generator=generator)[rows]
+        draws = self.objective.draw(shape, progress=step / loop.steps, generator=generator)[rows]
         return batch, (x.to(self.device) - self.mean) / self.std, draws.to(self.device)
 
+    def draw(self, step: int) -> tuple[LatentBatch, torch.Tensor, Draws]:
+        """This process's rows of batch number `step`: items, normalised latents [B, L, C] drawn from their posteriors, and draws.
+
+        All that is random is drawn for the whole batch, so that it does not depend on the number of processes.
+        """
+        return self.batches(step)
+
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
-        batch, x, draws = self.draw(step, progress)
+        batch, x, draws = self.draw(step)
         text, parts = batch.text.to(self.device), self.config.loop.accumulate
         if not self.config.network.mask_text or self.config.loop.compile:
             # A network that hears padding hears the same amount of it in every batch; compiled code is made once for one length.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from meanaudio.codec.codec import Codec, load_vae
 from meanaudio.config import TrainConfig
-from meanaudio.data.prepare import prepare
+from meanaudio.data.prepare import Prepared, prepare
+from meanaudio.data.sources import Encoders
+from meanaudio.data.worker import Worker
 from meanaudio.distributed import Environment, process_group
 from meanaudio.errors import InputError
 from meanaudio.pipeline import resolve_device
-from meanaudio.text import make_encoder
 from meanaudio.training.codec import VAETask, VocoderTask
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.loop import Loop
@@ -47,26 +47,40 @@ def train(
 
 
 def prepare_for(
-    config: TrainConfig, manifest: Path, out: Path, *, split: str, scenes: int, seed: int, device: str | None, progress_bar: bool
-) -> int:
-    """Shards that a run of `config` can read: its codec, text encoder, window length and scene weights."""
-    if config.codec_from is None:
-        raise InputError("the config's codec_from must name a folder with a trained VAE")
-    folder = Path(config.codec_from)
-    where = resolve_device(device)
-    vae, codec_config = load_vae(folder)
-    codec = Codec(codec_config, vae)
+    config: TrainConfig,
+    manifest: Path,
+    out: Path,
+    *,
+    split: str = "train",
+    scenes: int = 0,
+    seed: int = 0,
+    shard_size: int = 256,
+    batch_size: int = 16,
+    threads: int = 4,
+    worker: Worker | None = None,
+    max_left_out: float = 0.01,
+    device: str | None = None,
+    progress_bar: bool = True,
+) -> Prepared:
+    """Shards that a run of `config` can read: its codec, text encoder, windows and scene weights. See `prepare`."""
+    encoders = Encoders(config, resolve_device(device))
     return prepare(
         manifest,
         out,
-        codec=codec.to(where),
-        codec_folder=folder,
-        encoder=make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where)),
+        codec=encoders.codec,
+        codec_folder=encoders.folder,
+        encoder=None if config.encode_text else encoders.text,
         text=config.text,
         seconds=config.seconds,
         split=split,
+        windows=config.windows,
         scenes=scenes,
         scene_config=config.scenes,
         seed=seed,
+        shard_size=shard_size,
+        batch_size=batch_size,
+        threads=threads,
+        worker=worker,
+        max_left_out=max_left_out,
         progress_bar=progress_bar,
     )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from meanaudio.checkpoint import save_weights, write_json
 from meanaudio.concepts import frequent_concepts, labels
 from meanaudio.config import TaggerCheckpointConfig, TrainConfig
-from meanaudio.data.shards import ShardDataset, epoch_order
+from meanaudio.data.order import epoch_order
+from meanaudio.data.shards import ShardDataset
 from meanaudio.errors import InputError
 from meanaudio.models.tagger import TAGGER_FILE, make_tagger
 from meanaudio.training.loop import Update

@@ -1,65 +1,63 @@
-"""Prepared features: what goes in comes out, relaunches, refusals, and the order of an epoch."""
+"""The shard format and its reader: what goes in comes out, cheaply; what is wrong is refused by name."""
 
 import json
 
 import pytest
 import torch
-from fakes import TINY_CODEC, WordHash, normals, random_text
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file
+from fakes import WordHash, normals, random_text
+from safetensors.torch import load_file, save_file
 
-from meanaudio.checkpoint import load_weights, save_weights
-from meanaudio.codec.codec import VAE_FILE, load_codec
 from meanaudio.config import TextConfig
-from meanaudio.data.prepare import prepare
-from meanaudio.data.shards import (
-    LatentStatistics,
-    ShardDataset,
-    epoch_order,
-    finish_index,
-    shard_notes,
-    shard_path,
-    write_null_text,
-    write_shard,
-)
+from meanaudio.data.dataset import LatentStatistics
+from meanaudio.data.shards import ShardDataset, finish_index, shard_notes, shard_path, write_null_text, write_shard
 from meanaudio.errors import InputError
 from meanaudio.types import Gaussian
 
-LENGTHS = [[3, 1, 5], [2, 2], [7]]
+LENGTHS = [[3, 1, 5], [2, 2], [7], [], [4]]  # tokens of each item; the fourth shard lost its items
+FLAT = sum(LENGTHS, [])
 
 
-def write_folder(folder, poison: float | None = None):
-    """Three shards of ragged captions; returns what went in."""
+def write_folder(folder, left_out=(), **facts):
+    """Five shards of ragged captions; returns what went in."""
     folder.mkdir()
     everything = []
     for number, lengths in enumerate(LENGTHS):
-        mean, std = normals(len(lengths), 4, 8, seed=number), normals(len(lengths), 4, 8, seed=10 + number).abs()
-        if poison is not None and number == 1:
-            mean[0, 0, 0] = poison
-        text = random_text(lengths, seed=number)
-        ids = [f"clip{number}-{i}" for i in range(len(lengths))]
-        write_shard(shard_path(folder, number), Gaussian(mean, std), text, ids, [f"sound {i}" for i in ids], "test")
-        everything += [(mean[i], std[i], text[i : i + 1], ids[i]) for i in range(len(lengths))]
+        n = len(lengths)
+        mean, std = normals(n, 4, 8, seed=number), normals(n, 4, 8, seed=10 + number).abs()
+        text = random_text(lengths or [1], seed=number)[:n]
+        ids = [f"clip{number}-{i}" for i in range(n)]
+        lost = left_out if number == 3 else ()
+        write_shard(shard_path(folder, number), Gaussian(mean, std), text, ids, [f"sound {i}" for i in ids], "test", lost)
+        everything += [(mean[i], std[i], text[i : i + 1], ids[i]) for i in range(n)]
     write_null_text(folder, random_text([1], seed=99))
-    finish_index(folder, len(LENGTHS), sum(map(len, LENGTHS)), {})
+    finish_index(folder, len(LENGTHS), len(FLAT) + len(left_out), {"made_by": "test", **facts})
     return everything
+
+
+def rewrite(path, change, **notes):
+    """Replace tensors or notes of a shard, keeping its size where the change keeps it."""
+    tensors, before = load_file(path), shard_notes(path)
+    tensors = {k: v.clone() for k, v in tensors.items()}
+    change(tensors)
+    kept = {key: value for key, value in before.items() if key != "ids"}
+    save_file(tensors, path, metadata={"notes": json.dumps({**kept, **notes})})
 
 
 def test_ragged_items_come_back_in_any_order_and_mix(tmp_path):
     items = write_folder(tmp_path / "shards")
     shards = ShardDataset(tmp_path / "shards")
-    assert len(shards) == 6
-    for indices in ([0], [5, 0, 3], [1, 1], list(range(6))):
+    assert len(shards) == len(FLAT)
+    assert shards.ids == [item[3] for item in items]
+    assert shards.captions == [f"sound {name}" for name in shards.ids]
+    for indices in ([0], [5, 0, 3], [1, 1], list(range(len(FLAT)))):
         batch = shards.batch(indices)
-        lengths = [sum(LENGTHS, [])[i] for i in indices]
+        lengths = [FLAT[i] for i in indices]
         assert batch.text.mask.sum(1).tolist() == lengths
         assert batch.text.sequence.shape[1] == max(lengths)
         assert batch.mean.dtype == batch.text.sequence.dtype == torch.float32
         for row, i in enumerate(indices):
             mean, std, text, name = items[i]
             assert batch.ids[row] == name
-            assert shards.captions[i] == f"sound {name}"
             for found, expected in (
                 (batch.mean[row], mean),
                 (batch.std[row], std),
@@ -85,160 +83,134 @@ def test_statistics_are_those_of_all_data_at_once(tmp_path):
     assert isinstance(found, LatentStatistics)
 
 
-# ---------------------------------------------------------------- preparing
+def test_a_shard_holds_real_tokens_only_in_half_precision(tmp_path):
+    write_folder(tmp_path / "shards")
+    shard = load_file(shard_path(tmp_path / "shards", 0))
+    assert shard["items"].dtype == torch.float16
+    assert shard["item_ends"].diff(prepend=torch.zeros(1)).tolist() == [2 * 4 * 8 + 16 + 16 * tokens for tokens in LENGTHS[0]]
 
 
-@pytest.fixture
-def make_shards(tiny_checkpoint, tiny_manifest, tmp_path):
-    def make(out=tmp_path / "shards", manifest=tiny_manifest, codec_folder=tiny_checkpoint, **changes):
-        settings = {"seconds": 1.024, "text": TextConfig(), "shard_size": 2, "batch_size": 3, **changes}
-        codec = load_codec(codec_folder)
-        return prepare(manifest, out, codec=codec, codec_folder=codec_folder, encoder=WordHash(), progress_bar=False, **settings)
+def test_opening_reads_no_shard_and_few_stay_open(tmp_path, monkeypatch):
+    from meanaudio.data import shards as module
 
-    return make
-
-
-def test_a_manifest_becomes_shards(make_shards, tiny_checkpoint, tmp_path):
-    assert make_shards() == 6
-    shards = ShardDataset(tmp_path / "shards")
-    assert shards.ids == [f"clip{i}" for i in range(6)]
-    batch = shards.batch([0, 5])
-    assert batch.mean.shape == (2, 16, TINY_CODEC.vae.latent_dim)
-    expected = WordHash()(["a tone of 200 hertz", "a tone of 1200 hertz"])
-    torch.testing.assert_close(batch.text.sequence, expected.sequence, atol=2e-3, rtol=2e-3)
-    torch.testing.assert_close(batch.text.pooled, expected.pooled, atol=2e-3, rtol=2e-3)
-    null = WordHash()([""])
-    assert torch.equal(shards.null_text.sequence, null.sequence)
-    # the short clip is padded with silence, so its end is the same as any other silence
-    silence = load_codec(tiny_checkpoint).encode(torch.zeros(1, 16384)).mean
-    torch.testing.assert_close(batch.mean[0, -2:], silence[0, -2:], atol=2e-3, rtol=2e-3)
-    assert make_shards(out=tmp_path / "val", split="val") == 2
+    write_folder(tmp_path / "shards")
+    opened = []
+    monkeypatch.setattr(module, "safe_open", lambda path, *args, real=module.safe_open: opened.append(path.name) or real(path, *args))
+    data = ShardDataset(tmp_path / "shards", open_shards=2)
+    assert opened == []
+    data.batch([0, 1, 0, 3])
+    assert opened == ["shard-00000.safetensors", "shard-00001.safetensors"]
+    data.batch([5])
+    assert len(data._open) == 2
+    data.batch([3])  # was used after shard 0, so it stayed
+    assert len(opened) == 3
+    data.batch([0])
+    assert len(opened) == 4
 
 
-def files(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+def test_text_is_encoded_on_the_fly_from_the_captions(tmp_path):
+    write_folder(tmp_path / "shards", text={"encoder": "other"}, text_fingerprint="other")
+    data = ShardDataset(tmp_path / "shards", encoder=WordHash(), text=TextConfig(max_tokens=9))
+    stored = ShardDataset(tmp_path / "shards").batch([4, 0])
+    batch, expected = data.batch([4, 0]), WordHash()(["sound clip1-1", "sound clip0-0"])
+    assert torch.equal(batch.mean, stored.mean)
+    assert torch.equal(batch.text.sequence, expected.sequence)
+    assert torch.equal(data.null_text.pooled, WordHash()([""]).pooled)
+    assert (data.index["text"]["max_tokens"], data.index["text_fingerprint"]) == (9, "word-hash")
 
 
-@pytest.mark.parametrize("scenes", [0, 5])
-def test_a_relaunch_writes_what_is_missing_with_the_same_bytes(make_shards, tmp_path, scenes):
-    folder = tmp_path / "shards"
-    make_shards(scenes=scenes, seed=4)
-    before = files(folder)
-    assert len(before) == 3 + 3  # three shards, null text, facts, index
-    kept = (folder / "shard-00001.safetensors").stat().st_mtime_ns
-    (folder / "shard-00000.safetensors").unlink()
-    (folder / "shard-00002.safetensors").write_bytes(b"cut off")
-    (folder / "index.json").unlink()
-    make_shards(scenes=scenes, seed=4)
-    assert files(folder) == before
-    assert (folder / "shard-00001.safetensors").stat().st_mtime_ns == kept
-
-
-def test_scenes_depend_on_their_seed(make_shards, tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        assert make_shards(out=tmp_path / name, scenes=4, seed=seed) == 4
-    a, b, c = (ShardDataset(tmp_path / name).batch([0, 1, 2, 3]).mean for name in "abc")
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"seconds": 0.512}, "seconds: 1.024 -> 0.512"),
-        ({"split": "val"}, "split: 'train' -> 'val'"),
-        ({"seed": 1}, "seed: 0 -> 1"),
-        ({"text": TextConfig(max_tokens=9)}, "max_tokens"),
-        ({"shard_size": 3}, "shard_size: 2 -> 3"),
-    ],
-)
-def test_a_folder_of_other_inputs_is_refused_with_the_difference(make_shards, tmp_path, changes, told):
-    make_shards()
-    before = files(tmp_path / "shards")
-    with pytest.raises(InputError) as error:
-        make_shards(**changes)
-    assert told in str(error.value)
-    assert str(error.value).count("->") == (2 if "split" in changes else 1)  # another split has other clips
-    assert files(tmp_path / "shards") == before
-
-
-def test_another_codec_and_other_clips_are_refused(make_shards, checkpoint_copy, tiny_manifest):
-    make_shards()
-    state = load_weights(checkpoint_copy / VAE_FILE)
-    save_weights(checkpoint_copy / VAE_FILE, {k: v + 0.01 for k, v in state.items()})
-    with pytest.raises(InputError, match="codec_hash"):
-        make_shards(codec_folder=checkpoint_copy)
-    fewer = tiny_manifest.with_name("fewer.jsonl")
-    fewer.write_text("".join(tiny_manifest.read_text().splitlines(keepends=True)[:3]))
-    with pytest.raises(InputError, match="clips_hash"):
-        make_shards(manifest=fewer)
-
-
-def test_a_damaged_record_of_the_inputs_is_refused_by_name(make_shards, tmp_path):
-    make_shards()
-    (tmp_path / "shards" / "facts.json").write_text('{"made_by": ')
-    with pytest.raises(InputError, match=r"facts\.json"):
-        make_shards()
-
-
-def test_a_split_without_clips_is_refused(make_shards, tmp_path):
-    with pytest.raises(InputError, match="'test'"):
-        make_shards(split="test")
-    assert not (tmp_path / "shards").exists()
-
-
-# ---------------------------------------------------------------- refusals of the reader
+# ---------------------------------------------------------------- refusals
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path):
-    with pytest.raises(InputError, match="meanaudio prepare"):
-        ShardDataset(tmp_path)
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(InputError, match="meanaudio prepare"):
+            ShardDataset(folder)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "garbage"])
-def test_a_damaged_shard_is_refused_by_name(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_missing_or_cut_shard_is_refused_at_once(tmp_path, damage):
     write_folder(tmp_path / "shards")
     path = shard_path(tmp_path / "shards", 1)
-    if damage == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-10] if damage == "cut" else b"x" * 1000)
-    with pytest.raises(InputError, match="shard-00001") as error:
+    path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="shard-00001.*again"):
         ShardDataset(tmp_path / "shards")
-    assert "again" in str(error.value)
     assert shard_notes(path) is None
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9])
-def test_latents_that_are_not_finite_are_refused_by_name(tmp_path, value):
-    write_folder(tmp_path / "shards", poison=value)
-    with pytest.raises(InputError, match="shard-00001.*NaN"):
+def damaged(path):
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+def spoil(place, value, key="items"):
+    def change(tensors):
+        tensors[key][place] = value
+
+    return lambda path: rewrite(path, change)
+
+
+@pytest.mark.parametrize(
+    ("told", "change"),
+    [
+        ("is damaged", damaged),
+        ("other inputs", lambda path: rewrite(path, lambda t: None, made_by="tset")),
+        ("holds other items than", spoil(-1, 0, "item_ends")),
+        ("holds other items than", spoil(0, 10**9, "item_ends")),
+        ("holds other captions than", spoil(0, -5, "caption_ends")),
+        ("holds items of other shapes", spoil(0, 100, "item_ends")),
+        ("NaN or infinite latents of 'clip1-0'", spoil(3, float("nan"))),
+        ("NaN or infinite latents of 'clip1-0'", spoil(32 + 3, float("inf"))),
+        ("NaN or infinite text features of 'clip1-0'", spoil(64, -float("inf"))),
+        ("NaN or infinite text features of 'clip1-0'", spoil(64 + 16 + 5, float("nan"))),
+    ],
+)
+def test_a_shard_that_is_wrong_inside_is_refused_when_it_is_read(tmp_path, told, change):
+    write_folder(tmp_path / "shards")
+    path = shard_path(tmp_path / "shards", 1)
+    size = path.stat().st_size
+    change(path)
+    assert path.stat().st_size == size
+    data = ShardDataset(tmp_path / "shards")
+    data.batch([0, 1, 2, 5])
+    with pytest.raises(InputError, match=f"shard-00001.safetensors: .*{told}.*again"):
+        data.batch([0, 3])
+
+
+def test_an_index_of_another_version_is_refused(tmp_path):
+    write_folder(tmp_path / "shards")
+    path = tmp_path / "shards" / "index.json"
+    values = json.loads(path.read_text())
+    del values["sizes"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"index\.json.*sizes.*again"):
         ShardDataset(tmp_path / "shards")
 
 
-def test_a_shard_holds_real_tokens_only(tmp_path):
-    write_folder(tmp_path / "shards")
-    shard = load_file(shard_path(tmp_path / "shards", 0))
-    assert shard["tokens"].shape == (sum(LENGTHS[0]), 16)
-    assert shard["mean"].dtype == torch.float16
-    assert json.loads((tmp_path / "shards" / "index.json").read_text())["items"] == 6
+def test_an_index_states_what_was_left_out_and_must_add_up(tmp_path):
+    lost = [{"id": "clip3-0", "reason": "no such audio file"}]
+    write_folder(tmp_path / "shards", lost)
+    index = json.loads((tmp_path / "shards" / "index.json").read_text())
+    assert index["left_out"] == lost
+    assert index["items"] == len(FLAT) == sum(index["sizes"])
+    with pytest.raises(InputError, match="items should be here"):
+        finish_index(tmp_path / "shards", len(LENGTHS), 100, {})
+    with pytest.raises(InputError, match="shard-00005"):
+        finish_index(tmp_path / "shards", len(LENGTHS) + 1, 100, {})
 
 
-# ---------------------------------------------------------------- order
+def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+    """A limit on the size of files stands for the full disk: both fail in the middle of a write."""
+    import os
+    import resource
 
-
-@settings(max_examples=60, deadline=None)
-@given(count=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 5))
-def test_every_item_comes_once_an_epoch_whatever_the_batch_size(count, batch_size, seed):
-    steps = -(-3 * count // batch_size)
-    flat = [i for step in range(steps) for i in epoch_order(count, batch_size, step, seed)]
-    assert len(flat) == steps * batch_size
-    for epoch in range(3):
-        assert sorted(flat[epoch * count : (epoch + 1) * count]) == list(range(count))
-
-
-def test_the_order_is_a_pure_function_that_seed_and_epoch_change():
-    orders = {(seed, step): tuple(epoch_order(64, 64, step, seed)) for seed in range(3) for step in range(3)}
-    assert len(set(orders.values())) == 9
-    torch.manual_seed(5)
-    assert tuple(epoch_order(64, 64, 2, 1)) == orders[1, 2]
+    path = shard_path(tmp_path, 0)
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try:
+            write_shard(path, Gaussian(normals(9, 90, 8), normals(9, 90, 8).abs()), None, ["a"] * 9, ["b"] * 9, "test")
+        except InputError as error:
+            os._exit(7 if f"cannot write {path}" in str(error) else 8)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert list(tmp_path.iterdir()) == []

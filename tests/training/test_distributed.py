@@ -17,7 +17,7 @@ from runs import assert_same_run, outcomes, rows, run, start, state_of, step_of,
 from meanaudio import distributed
 from meanaudio.checkpoint import load_weights, save_weights
 from meanaudio.config import ObjectiveConfig, constant
-from meanaudio.data.shards import epoch_order
+from meanaudio.data.order import epoch_order
 from meanaudio.distributed import Environment, process_group
 from meanaudio.errors import InputError, RankLost, TrainingDiverged
 from meanaudio.training.generator import GeneratorTask

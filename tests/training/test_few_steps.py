@@ -106,7 +106,7 @@ def test_a_stopped_round_is_not_followed_by_the_next(config, tmp_path, flow, mon
 
 def test_halving_without_guidance_lets_a_plain_network_teach(config, flow):
     task = GeneratorTask(of_kind(config, "progressive_distillation", teacher=str(flow), halving=HalvingConfig(steps=8, first=8)))
-    batch, x, draws = task.draw(0, 0.0)
+    batch, x, draws = task.draw(0)
     loss = task.objective.loss(task.networks["network"], x, batch.text, task.null, draws, progress=0.0)
     assert loss.per_sample.max() > 0
 

@@ -127,7 +127,7 @@ def test_batches_are_normalised_and_drawn_anew_each_step(config):
     task = GeneratorTask(config.model_copy(update={"loop": config.loop.model_copy(update={"batch_size": 11})}))
     drawn, noises = {}, []
     for step in range(40):
-        batch, x, _ = task.draw(step, 0.0)
+        batch, x, _ = task.draw(step)
         noises.append((x * task.std + task.mean - batch.mean) / batch.std)
         drawn[step] = x[torch.tensor([int(name.removeprefix("train")) for name in batch.ids]).argsort()]
     everything = torch.stack(list(drawn.values())).flatten(0, 2)
@@ -138,7 +138,7 @@ def test_batches_are_normalised_and_drawn_anew_each_step(config):
     stds = (task.train.batch(list(range(11))).std / task.std).flatten(0, 1)
     spread = torch.stack(list(drawn.values())).std(0).flatten(0, 1)
     torch.testing.assert_close(spread.mean(0), stds.mean(0), atol=0.02, rtol=0.1)
-    assert torch.equal(task.draw(7, 0.0)[1], task.draw(7, 0.0)[1])
+    assert torch.equal(task.draw(7)[1], task.draw(7)[1])
 
 
 def test_the_seed_decides_the_run(config, tmp_path):
@@ -235,7 +235,7 @@ def test_nan_stops_with_the_batch_and_leaves_the_last_state_usable(config, tmp_p
     loop.task.loss.objective = Spoilt(config.objective)
     with pytest.raises(TrainingDiverged, match=rf"step 5: the {where} of 'network' is nan") as error:
         loop.run(progress_bar=False)
-    assert all(name in str(error.value) for name in loop.task.draw(5, 0.5)[0].ids)
+    assert all(name in str(error.value) for name in loop.task.draw(5)[0].ids)
     assert all(torch.isfinite(p).all() for p in loop.task.networks["network"].parameters())
     loop_of(config, tmp_path / "run").run(progress_bar=False)
     assert_same_run(tmp_path / "whole", tmp_path / "run")

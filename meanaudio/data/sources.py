@@ -1,0 +1,95 @@
+"""From a training config to its data sets: shards, raw sound, or a mixture of both."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from meanaudio.checkpoint import file_hash
+from meanaudio.codec.codec import VAE_FILE, Codec, load_vae
+from meanaudio.config import TrainConfig
+from meanaudio.data.dataset import Dataset
+from meanaudio.data.manifest import MANIFEST_SUFFIXES
+from meanaudio.data.mixture import Mixture
+from meanaudio.data.raw import RawDataset
+from meanaudio.data.shards import ShardDataset
+from meanaudio.errors import InputError
+from meanaudio.text import TextEncoder, make_encoder
+
+
+class Encoders:
+    """The codec and the text encoder that a config names, read when they are first needed."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        if config.codec_from is None:
+            raise InputError("codec_from must name the folder of the codec, with its trained VAE")
+        self.config, self.device, self.folder = config, device, Path(config.codec_from)
+
+    @cached_property
+    def codec_hash(self) -> str:
+        return file_hash(self.folder / VAE_FILE)
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Good for encoding; its vocoder, which may not be trained yet, is a blank one."""
+        vae, config = load_vae(self.folder)
+        return Codec(config, vae).to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        config = self.config.text
+        return make_encoder(
+            config.encoder, max_tokens=config.max_tokens, device=str(self.device), folder=Path(self.config.text_from or self.folder)
+        )
+
+
+def open_datasets(config: TrainConfig, device: torch.device) -> tuple[Dataset, Dataset]:
+    """What the generator is trained on, `data` and `mixture` together, and what it is held against: the val split of `data`.
+
+    Raises InputError where a set was not made for this config, saying what differs.
+    """
+    encoders = Encoders(config, device)
+    held_out = _open(config.data, "val", config, encoders)
+    sets = [_open(where, "train", config, encoders) for where in (config.data, *(other.data for other in config.mixture))]
+    if len(sets) == 1:
+        return sets[0], held_out
+    given = [other.share for other in config.mixture if other.share is not None]
+    counts = list(map(len, sets))
+    return Mixture(sets, [1 - sum(given), *given] if given else [count / sum(counts) for count in counts]), held_out
+
+
+def _open(where: str, split: str, config: TrainConfig, encoders: Encoders) -> Dataset:
+    """A manifest is read as sound, anything else holds shards in train/ and val/."""
+    data: Dataset
+    if where.lower().endswith(MANIFEST_SUFFIXES):
+        data = RawDataset(
+            where,
+            split,
+            codec=encoders.codec,
+            codec_hash=encoders.codec_hash,
+            encoder=encoders.text,
+            text=config.text,
+            seconds=config.seconds,
+            windows=config.windows,
+            threads=config.loading.threads,
+        )
+    else:
+        encoder = encoders.text if config.encode_text else None
+        data = ShardDataset(f"{where.rstrip('/')}/{split}", encoder=encoder, text=config.text, cache=config.loading.cache)
+    _check(data, config, encoders.codec_hash)
+    return data
+
+
+def _check(data: Dataset, config: TrainConfig, codec_hash: str) -> None:
+    try:
+        codec, text, seconds = (data.index[key] for key in ("codec_hash", "text", "seconds"))
+    except KeyError as error:
+        raise InputError(f"{data.name}: its index does not say {error}; run meanaudio prepare again") from None
+    if codec != codec_hash:
+        raise InputError(f"{data.name}: made with codec {codec[:12]}, codec_from holds {codec_hash[:12]}")
+    if text != config.text.model_dump():
+        raise InputError(f"{data.name}: made with text {text}, the config says {config.text.model_dump()}")
+    if seconds != config.seconds:
+        raise InputError(f"{data.name}: windows of {seconds} s, the config says seconds = {config.seconds}")
