@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -74,20 +75,26 @@ def tag(
         raise typer.Exit(2)
 
 
+class Against(StrEnum):
+    public = "public"
+
+
 @app.command("benchmark-training")
 def benchmark_training(
     config: Annotated[Path, typer.Option("--config", "-c", help="A generator's training config.")],
-    repeats: Annotated[int, typer.Option(help="Timed steps of each objective.")] = 8,
+    repeats: Annotated[int, typer.Option(help="Timed steps of each way.")] = 8,
+    tokens: Annotated[Optional[int], typer.Option(help="Text tokens; 16, or the encoder's most where padding is attended to.")] = None,
+    against: Annotated[
+        Optional[Against], typer.Option(help="public: measure the public code's way too, and both precisions of ours.")
+    ] = None,
     set_: Set = None,
 ) -> None:
     """Measure what a mean-flow training step costs beside a flow-matching step, on the CPU."""
     from meanaudio.config import TrainConfig, load_config
-    from meanaudio.evaluation.benchmark import training_cost
+    from meanaudio.evaluation.training_cost import training_cost
 
-    cost = training_cost(load_config(TrainConfig, config, set_ or []), repeats=repeats)
-    for name, seconds in cost.items():
-        print(f"{name:<14}{seconds:8.3f} s a step")
-    print(f"ratio {cost['mean flow'] / cost['flow matching']:.2f}")
+    loaded = load_config(TrainConfig, config, set_ or [])
+    print(training_cost(loaded, repeats=repeats, tokens=tokens, against_public=against == Against.public).to_text())
 
 
 @app.command(cls=Lists)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,19 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
 from meanaudio.checkpoint import folder_hash, read_json
-from meanaudio.config import CheckpointConfig, TrainConfig, parse
+from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.errors import InputError
 from meanaudio.evaluation.first_sound import first_sound
 from meanaudio.evaluation.probe import Memory, machine_facts, matmul_rate, seconds_waited, synchronise
 from meanaudio.evaluation.stages import Meter, Setting, make_clips, watched
 from meanaudio.evaluation.timings import Repeats, Report, summarise
-from meanaudio.models.transformer import make_network
-from meanaudio.objectives import make_objective
 from meanaudio.pipeline import MAX_DURATION, MIN_DURATION, MeanAudio, resolve_device, resolve_dtype
 from meanaudio.precision import DTYPES
 from meanaudio.sampling import uniform_times
-from meanaudio.types import TextFeatures
 
 MAX_BATCH = 1024
 PAPER_STEPS, PAPER_DURATION = (1, 2, 5, 25), 10.0
@@ -221,35 +217,3 @@ def _time(
     for message in dict.fromkeys(str(warning.message) for warning in told):  # each once, not at every generation
         warnings.warn(message, stacklevel=2)
     return found
-
-
-def training_cost(config: TrainConfig, *, repeats: int = 8, tokens: int = 16) -> dict[str, float]:
-    """Median seconds of one training step (forward, backward, AdamW) of the config's network on random latents.
-
-    Flow matching and mean flow alternate, so that whatever else the machine does falls on both. Mean flow is at its dearest: guidance
-    fully on, the interval fraction at its schedule's end.
-    """
-    network = make_network(config.network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
-    generator = torch.Generator().manual_seed(0)
-    size, n = config.loop.batch_size, config.network
-    x = torch.randn(size, config.codec.audio_spec().window_latents(config.seconds), n.latent_dim, generator=generator)
-
-    def features(rows: int) -> TextFeatures:
-        sequence = torch.randn(rows, tokens, n.sequence_dim, generator=generator)
-        return TextFeatures(sequence, torch.randn(rows, n.pooled_dim, generator=generator), torch.ones(rows, tokens, dtype=torch.bool))
-
-    text, null = features(size), features(1)
-    mean_flow = config.objective.model_copy(update={"kind": "mean_flow"})
-    objectives = {"flow matching": mean_flow.model_copy(update={"kind": "flow_matching"}), "mean flow": mean_flow}
-    seconds: dict[str, list[float]] = {name: [] for name in objectives}
-    for _ in range(2 + repeats):
-        for name, objective in objectives.items():
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.loop.precision == "bf16"):
-                loss = make_objective(objective)(network, x, text, null, progress=1.0, generator=generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss.per_sample.mean().backward()
-            optimizer.step()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[2:]) for name, times in seconds.items()}

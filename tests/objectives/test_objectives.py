@@ -130,7 +130,8 @@ def test_the_derivative_equals_finite_differences():
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize("amp", [False, True])
-def test_the_derivative_is_the_same_and_without_a_graph_in_every_mode(mode, amp):
+def test_the_derivative_is_float32_and_without_a_graph_in_every_mode(mode, amp):
+    """Under bf16 autocast only products of tangents are rounded."""
     net = network()
     z, v, t, r = draws()
     expected = total_derivative(net, z, t, r, v, TEXT)
@@ -138,7 +139,10 @@ def test_the_derivative_is_the_same_and_without_a_graph_in_every_mode(mode, amp)
         found = total_derivative(net, z, t, r, v, TEXT)
     assert found.dtype == torch.float32
     assert not found.requires_grad
-    torch.testing.assert_close(found, expected)
+    if amp:
+        assert 0 < (found - expected).norm() < 0.01 * expected.norm()
+    else:
+        assert torch.equal(found, expected)
 
 
 def test_the_target_has_no_gradient():
@@ -153,7 +157,7 @@ def test_the_target_has_no_gradient():
     net.zero_grad()
     (net(z, t, r, net.condition(TEXT)) - target).square().mean().backward()
     for a, p in zip(found, net.parameters(), strict=True):
-        torch.testing.assert_close(a, p.grad, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(a, p.grad, atol=3e-6, rtol=1e-4)
 
 
 # ---------------------------------------------------------------- guidance and dropped rows

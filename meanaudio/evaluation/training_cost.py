@@ -1,0 +1,177 @@
+"""What a training step of the transformer costs on this machine's CPU: seconds, and memory at its peak, on random latents."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from meanaudio.config import ObjectiveConfig, TrainConfig, constant
+from meanaudio.evaluation.probe import Memory
+from meanaudio.flow import expand, interpolate, velocity
+from meanaudio.models.transformer import make_network
+from meanaudio.objectives import make_objective
+from meanaudio.precision import DTYPES, computing_in
+from meanaudio.types import Draws, Loss, Network, TextFeatures
+
+PUBLIC = "mean flow as in the public code, float32"
+
+
+def public_mean_flow(
+    net: Network, x: torch.Tensor, text: TextFeatures, null: TextFeatures, draws: Draws, *, progress: float, config: ObjectiveConfig
+) -> Loss:
+    """The mean-flow loss in the order of work of the public code. It is here to be measured against, and nothing trains with it.
+
+    What makes it dear: the derivative by `torch.autograd.functional.jvp`, which differentiates twice backward, keeps its graph, and runs on
+    all rows although it is multiplied by t - r = 0 in most; guidance by two passes over all rows that keep their graphs too.
+    Equals `mean_flow` with dropped_rows "release" and guidance fully on.
+    """
+    t, r = draws.t, draws.r
+    z, v = interpolate(x, draws.noise, t), velocity(x, draws.noise)
+    kept = text.where(draws.keep, null)
+    with_text, without_text = (net(z, t, t, net.condition(features)) for features in (text, null.expand(len(x))))
+    v_g = config.omega * v + config.kappa * with_text + (1 - config.omega - config.kappa) * without_text
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no second derivative
+        u, derivative = torch.autograd.functional.jvp(
+            lambda z, t, r: net(z, t, r, net.condition(kept)), (z, t, r), (v_g, torch.ones_like(t), torch.zeros_like(r)), create_graph=True
+        )
+    target = (v_g - expand(t - r, x) * derivative).detach()
+    error = (u - target).square().flatten(1).mean(1)
+    per_sample = error / (error.detach() + config.adaptive_epsilon) ** config.adaptive_power
+    return Loss(per_sample, t, {"loss": per_sample.mean().item(), "error": error.mean().item()})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make a training step."""
+
+    loss: Callable[..., Loss]  # as an objective's
+    precision: str
+
+
+def variants(config: TrainConfig, *, against_public: bool) -> dict[str, Variant]:
+    """Flow matching and mean flow as `config` has it; or the public code's way first, and ours in both precisions.
+
+    Mean flow is at its dearest: guidance fully on, the interval fraction at its schedule's end.
+    """
+    mean = config.objective.model_copy(update={"kind": "mean_flow", "guidance": constant(1.0)})
+    flow = mean.model_copy(update={"kind": "flow_matching"})
+    if not against_public:
+        here = config.loop.precision
+        return {f"{name}, {here}": Variant(make_objective(o).loss, here) for name, o in (("flow matching", flow), ("mean flow", mean))}
+    found = {PUBLIC: Variant(partial(public_mean_flow, config=mean), "float32")}
+    for precision in ("float32", "bf16"):
+        found[f"flow matching, {precision}"] = Variant(make_objective(flow).loss, precision)
+        found[f"mean flow, {precision}"] = Variant(make_objective(mean).loss, precision)
+    return found
+
+
+class Bench:
+    """A network, its optimiser and random latents; `step` makes one training step in a variant's way."""
+
+    def __init__(self, config: TrainConfig, tokens: int) -> None:
+        loop, n = config.loop, config.network
+        self.network = make_network(n)
+        self.objective = make_objective(config.objective.model_copy(update={"kind": "mean_flow"}))
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-6, fused=True)
+        self.generator = torch.Generator().manual_seed(0)
+        length = config.codec.audio_spec().window_latents(config.seconds)
+        self.x = torch.randn(loop.batch_size, length, n.latent_dim, generator=self.generator)
+
+        def features(rows: int) -> TextFeatures:
+            sequence = torch.randn(rows, tokens, n.sequence_dim, generator=self.generator)
+            pooled = torch.randn(rows, n.pooled_dim, generator=self.generator)
+            return TextFeatures(sequence, pooled, torch.ones(rows, tokens, dtype=torch.bool))
+
+        self.text, self.null = features(loop.batch_size), features(1)
+
+    def step(self, variant: Variant, seed: int) -> float:
+        """Forward, backward and AdamW, with the draws of `seed`; seconds."""
+        draws = self.objective.draw(self.x.shape, progress=1.0, generator=torch.Generator().manual_seed(seed))
+        start = time.perf_counter()
+        with computing_in(DTYPES[variant.precision], self.x.device):
+            loss = variant.loss(self.network, self.x, self.text, self.null, draws, progress=1.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.per_sample.mean().backward()
+        self.optimizer.step()
+        return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Cost:
+    """seconds of every timed step; peak_memory in bytes, of a process that makes such steps and nothing else."""
+
+    seconds: list[float]
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Costs by variant; the first is what the others are compared with."""
+
+    title: str
+    costs: dict[str, Cost]
+
+    def speed_up(self, name: str) -> float:
+        """Median over the rounds of the first variant's seconds over this one's: what slows a round down falls on both."""
+        first = next(iter(self.costs.values())).seconds
+        return statistics.median(a / b for a, b in zip(first, self.costs[name].seconds, strict=True))
+
+    def memory_share(self, name: str) -> float:
+        return self.costs[name].peak_memory / next(iter(self.costs.values())).peak_memory
+
+    def to_text(self) -> str:
+        width = max(map(len, self.costs)) + 2
+        rows = [self.title, f"{'':<{width}}{'seconds':>9}{'speed-up':>10}{'peak GB':>9}{'share':>7}"]
+        for name, cost in self.costs.items():
+            numbers = f"{statistics.median(cost.seconds):>9.3f}{self.speed_up(name):>10.2f}{cost.peak_memory / 1e9:>9.2f}"
+            rows.append(f"{name:<{width}}{numbers}{self.memory_share(name):>7.0%}")
+        return "\n".join(rows)
+
+
+def training_cost(config: TrainConfig, *, repeats: int = 8, tokens: int | None = None, against_public: bool = False) -> TrainingCost:
+    """Measure one training step (forward, backward, AdamW) of the config's network in several ways.
+
+    They alternate, so that whatever else the machine does falls on all of them, with the same draws. Memory comes from a process of its
+    own for each. tokens: length of the captions; if left out, 16, or the encoder's longest for a network that attends to padding.
+    """
+    if tokens is None:
+        tokens = 16 if config.network.mask_text else config.text.max_tokens
+    ways = variants(config, against_public=against_public)
+    memory = {name: _in_process(_peak_memory, config, tokens, name, against_public, torch.get_num_threads()) for name in ways}
+    bench = Bench(config, tokens)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    warm_up = 1
+    for round_ in range(warm_up + repeats):
+        for name, variant in ways.items():
+            taken = bench.step(variant, round_)
+            if round_ >= warm_up:
+                seconds[name].append(taken)
+    parameters = sum(p.numel() for p in bench.network.parameters())
+    title = (
+        f"training step of {parameters / 1e6:.2f} M parameters, batch {config.loop.batch_size}, {bench.x.shape[1]} latents, {tokens} text "
+        f"tokens, {torch.get_num_threads()} threads; {repeats} rounds after warm-up"
+    )
+    return TrainingCost(title, {name: Cost(seconds[name], memory[name]) for name in ways})
+
+
+def _in_process(function, *args):
+    """The result of function(*args), computed by a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(function, *args).result()
+
+
+def _peak_memory(config: TrainConfig, tokens: int, name: str, against_public: bool, threads: int) -> int:
+    """Bytes resident at most while this process makes two steps, the first of which makes the optimiser's state."""
+    torch.set_num_threads(threads)
+    bench, variant = Bench(config, tokens), variants(config, against_public=against_public)[name]
+    for seed in range(2):
+        bench.step(variant, seed)
+    return Memory(bench.x.device).peak_host() or 0
