@@ -392,6 +392,7 @@ class LoopConfig(Config):
 
     parallel: what several processes (torchrun) do: each keeps the whole network ("ddp") or a shard of it ("fsdp").
     accumulate: in how many parts a process works off its rows, to save memory.
+    checkpoint_activations: keep each block's inputs only and compute the rest again for the gradient: far less memory, a third more work.
     best: the held-out number whose lowest value marks the network in best/; the task's own choice if left out.
     keep_bytes: the most that states, exports and snapshots of a run may take on the disk; fewer snapshots are kept if need be.
     rank_timeout: seconds without a sign of life after which a process counts as dead.
@@ -403,6 +404,7 @@ class LoopConfig(Config):
     precision: Literal["float32", "bf16"] = "float32"
     parallel: Literal["none", "ddp", "fsdp"] = "none"
     accumulate: int = Field(1, gt=0)
+    checkpoint_activations: bool = False
     compile: bool = False
     log_every: int = Field(20, gt=0)
     sample_every: int = Field(500, gt=0)

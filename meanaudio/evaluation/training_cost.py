@@ -54,10 +54,11 @@ class Variant:
 
     loss: Callable[..., Loss]  # as an objective's
     precision: str
+    checkpoint_activations: bool = False
 
 
 def variants(config: TrainConfig, *, against_public: bool) -> dict[str, Variant]:
-    """Flow matching and mean flow as `config` has it; or the public code's way first, and ours in both precisions.
+    """Flow matching and mean flow as `config` has it; or the public code's way first, ours in both precisions, and with checkpoints.
 
     Mean flow is at its dearest: guidance fully on, the interval fraction at its schedule's end.
     """
@@ -65,11 +66,15 @@ def variants(config: TrainConfig, *, against_public: bool) -> dict[str, Variant]
     flow = mean.model_copy(update={"kind": "flow_matching"})
     if not against_public:
         here = config.loop.precision
-        return {f"{name}, {here}": Variant(make_objective(o).loss, here) for name, o in (("flow matching", flow), ("mean flow", mean))}
+        again = config.loop.checkpoint_activations
+        return {
+            f"{name}, {here}": Variant(make_objective(o).loss, here, again) for name, o in (("flow matching", flow), ("mean flow", mean))
+        }
     found = {PUBLIC: Variant(partial(public_mean_flow, config=mean), "float32")}
     for precision in ("float32", "bf16"):
         found[f"flow matching, {precision}"] = Variant(make_objective(flow).loss, precision)
         found[f"mean flow, {precision}"] = Variant(make_objective(mean).loss, precision)
+    found["mean flow, bf16, activations computed twice"] = Variant(make_objective(mean).loss, "bf16", checkpoint_activations=True)
     return found
 
 
@@ -95,6 +100,7 @@ class Bench:
     def step(self, variant: Variant, seed: int) -> float:
         """Forward, backward and AdamW, with the draws of `seed`; seconds."""
         draws = self.objective.draw(self.x.shape, progress=1.0, generator=torch.Generator().manual_seed(seed))
+        self.network.checkpoint_activations = variant.checkpoint_activations
         start = time.perf_counter()
         with computing_in(DTYPES[variant.precision], self.x.device):
             loss = variant.loss(self.network, self.x, self.text, self.null, draws, progress=1.0)

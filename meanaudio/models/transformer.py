@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from meanaudio.checkpoint import load_module
 from meanaudio.config import NetworkConfig
@@ -43,7 +44,12 @@ class Transformer(nn.Module):
     guidance_embedding: a zero-initialised embedding of the guidance scale. guidance_limits: two more, of the times between which guidance
     acts (arXiv 2512.02012).
     mask_text: padded text tokens are hidden from attention (the release attends to them).
+
+    checkpoint_activations may be set at any time: a gradient pass then keeps the inputs of each block only, and computes the rest of it
+    once more when it is needed. Gradients are the same, bit for bit.
     """
+
+    checkpoint_activations = False
 
     def __init__(
         self,
@@ -121,16 +127,22 @@ class Transformer(nn.Module):
         conditions = iter([early] * self.blocks_of_t + [late] * self.blocks_of_r)
         angles = rotary_angles(z.shape[1], self.head_dim, z.device)
         text, text_angles = condition.sequence, rotary_angles(condition.sequence.shape[1], self.head_dim, z.device)
-        x = self.audio_in(z)
+        x = self._run(self.audio_in, z)
         mask = None
         if condition.mask is not None:
             mask = torch.nn.functional.pad(condition.mask, (x.shape[1], 0), value=True)[:, None, None]
         for joint in self.joint_blocks:
-            x, text = joint(x, text, next(conditions), angles, text_angles, mask)
+            x, text = self._run(joint, x, text, next(conditions), angles, text_angles, mask)
         for single in self.single_blocks:
-            x = single(x, next(conditions), angles)
+            x = self._run(single, x, next(conditions), angles)
         shift, gain = self.out_modulation(late)
         return self.out(modulate(x, shift, gain))
+
+    def _run(self, block: nn.Module, *args):
+        """block(*args). Without a gradient, as in the derivative of an objective, there is nothing to keep and so nothing to save."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+        return block(*args)
 
     def _guidance(self, scale: Tensor | None) -> Tensor | None:
         """The embedding [B, W] of the guidance inputs. Raises InputError if they are not those that this network takes."""

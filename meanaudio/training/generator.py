@@ -64,12 +64,13 @@ class GeneratorTask:
         network = self.blank()
         if config.init_from is not None:
             self._continue_from(network, Path(config.init_from))
+        network.checkpoint_activations = config.loop.checkpoint_activations
         self.networks: dict[str, nn.Module] = {"network": network}
         if config.loop.compile:
             compile_blocks(network)
         self.loss = spread(LossModule(network, self.objective), config.loop.parallel)
 
-    def blank(self) -> nn.Module:
+    def blank(self) -> Transformer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.loop.seed)
             return make_network(self.config.network).to(self.device)

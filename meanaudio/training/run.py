@@ -36,8 +36,8 @@ def train(
     if here.size > 1 and (config.task != "generator" or loop.parallel == "none"):
         told = f"task {config.task!r}, loop.parallel {loop.parallel!r}"
         raise InputError(f"{here.size} processes: {told}; only the generator is trained on several, by ddp or fsdp")
-    if config.task != "generator" and (loop.accumulate > 1 or loop.compile):
-        raise InputError(f"loop.accumulate and loop.compile are for the generator, not for task {config.task!r}")
+    if config.task != "generator" and (loop.accumulate > 1 or loop.compile or loop.checkpoint_activations):
+        raise InputError(f"loop.accumulate, compile and checkpoint_activations are for the generator, not for task {config.task!r}")
     where = resolve_device(device)
     if where.type == "cuda" and where.index is None and here.size > 1:
         where = resolve_device(f"cuda:{here.local_rank}")

@@ -100,7 +100,7 @@ def load_training_state(state: Path, tensors: Mapping[str, Tensor]) -> None:
 # How often to log, sample and save, and how the work is spread, changes what is computed by rounding at most.
 FREE = {
     *("loop.log_every", "loop.sample_every", "loop.save_every", "loop.parallel", "loop.accumulate", "loop.compile"),
-    *("loop.best", "loop.keep_bytes", "loop.rank_timeout", "optim.ema_snapshots"),
+    *("loop.checkpoint_activations", "loop.best", "loop.keep_bytes", "loop.rank_timeout", "optim.ema_snapshots"),
 }
 
 

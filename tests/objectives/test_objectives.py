@@ -233,6 +233,30 @@ def test_derivatives_are_computed_for_interval_rows_only_and_guidance_in_one_pas
     assert net.batches == [(4, True)]
 
 
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("kind", ["flow_matching", "mean_flow"])
+def test_activations_computed_twice_give_the_same_gradients_from_a_fraction_of_the_memory(kind, amp):
+    found = {}
+    for checkpointed in (False, True):
+        net = network(single_depth=6)
+        net.checkpoint_activations = checkpointed
+        kept: dict[int, int] = {}
+
+        def keep(x, kept=kept):
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = run(make_objective(ObjectiveConfig(kind=kind, interval_fraction=constant(0.5))), net, normals(4, 60, LATENT_DIM))
+        weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+        activations = sum(size for place, size in kept.items() if place not in weights)
+        loss.per_sample.mean().backward()
+        found[checkpointed] = (loss.per_sample, [p.grad for p in net.parameters()], activations)
+    assert torch.equal(found[True][0], found[False][0])
+    assert all(torch.equal(a, b) for a, b in zip(found[True][1], found[False][1], strict=True))
+    assert found[True][2] < 0.3 * found[False][2]
+
+
 # ---------------------------------------------------------------- every objective
 
 HALF, SCALED = constant(0.5), {"scale": ScaleConfig(limits=True)}

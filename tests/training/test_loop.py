@@ -8,9 +8,9 @@ import signal
 import pytest
 import torch
 from fakes import LATENT_DIM, fill, random_text, tiny_network
-from runs import assert_same_run, rows, step_of, tiny_run
+from runs import assert_same_run, rows, step_of, tiny_run, with_loop
 
-from meanaudio.checkpoint import load_weights, save_weights, write_json
+from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE
 from meanaudio.config import LoopConfig, ObjectiveConfig, OptimConfig, TextConfig, TrainConfig
 from meanaudio.errors import InputError, TrainingDiverged
@@ -20,6 +20,7 @@ from meanaudio.training.ema import PowerEMA, gamma_of
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.log import RunLog, read_log
 from meanaudio.training.loop import Loop, learning_rate
+from meanaudio.training.state import FACTS, STATE
 from meanaudio.types import Loss
 
 
@@ -93,6 +94,19 @@ def test_a_signal_saves_and_the_rest_follows(config, tmp_path):
     assert step_of(tmp_path / "stopped") == 3
     loop_of(config, tmp_path / "stopped").run(progress_bar=False)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_activations_computed_twice_change_nothing_and_may_be_asked_for_midway(config, tmp_path):
+    loop_of(config, tmp_path / "whole").run(progress_bar=False)
+    loop_of(config, tmp_path / "parts").run(until=6, progress_bar=False)
+    again = loop_of(with_loop(config, checkpoint_activations=True), tmp_path / "parts")
+    assert again.task.networks["network"].checkpoint_activations
+    again.run(progress_bar=False)
+    for folder in ("whole", "parts"):  # what differs is how it was asked for
+        facts = read_json(tmp_path / folder / STATE / FACTS)
+        facts["config"]["loop"].pop("checkpoint_activations")
+        write_json(tmp_path / folder / STATE / FACTS, facts)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_finished_run_is_left_as_it_is(config, tmp_path):
