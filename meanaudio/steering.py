@@ -88,7 +88,7 @@ def steered_field(network: Transformer, config: CheckpointConfig, text: TextFeat
 def _field(network: Transformer, condition: Any, inputs: Callable[[Tensor], Tensor] | None, tally: Evaluations) -> Field:
     def field(z: Tensor, t: Tensor, r: Tensor) -> Tensor:
         tally.add(len(z))
-        return network(z, t, r, condition, None if inputs is None else inputs(t))
+        return network.field(condition, None if inputs is None else inputs(t))(z, t, r)
 
     return field
 

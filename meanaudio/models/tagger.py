@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from meanaudio.checkpoint import load_into, load_weights, read_json
+from meanaudio.checkpoint import load_module, read_json
 from meanaudio.config import TaggerCheckpointConfig, parse
 from meanaudio.errors import InputError
 from meanaudio.models.layers import SequenceConv, SwiGLU
@@ -55,6 +56,4 @@ def load_tagger(folder: Path, codec_hash: str) -> Tagger:
     config = parse(TaggerCheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json"))
     if config.codec_hash != codec_hash:
         raise InputError(f"{folder}: hears latents of codec {config.codec_hash[:12]}, this network makes those of {codec_hash[:12]}")
-    tagger = make_tagger(config)
-    load_into(tagger, load_weights(folder / TAGGER_FILE), folder / TAGGER_FILE)
-    return tagger.eval().requires_grad_(False)
+    return load_module(partial(make_tagger, config), folder / TAGGER_FILE)

@@ -16,6 +16,7 @@ from meanaudio.data.order import epoch_order
 from meanaudio.data.shards import ShardDataset
 from meanaudio.errors import InputError
 from meanaudio.models.tagger import TAGGER_FILE, make_tagger
+from meanaudio.precision import DTYPES, computing_in
 from meanaudio.training.loop import Update
 
 CHUNK = 256  # held-out items at a time
@@ -61,7 +62,7 @@ class TaggerTask:
         latents = batch.sample(generator)
         level = self.config.tagger.noise * torch.rand(len(latents), 1, 1, generator=generator)
         latents = latents + level * self.train.statistics.std * torch.randn(latents.shape, generator=generator)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=loop.precision == "bf16"):
+        with computing_in(DTYPES[loop.precision], self.device):
             logits = self.networks["tagger"](latents.to(self.device)).float()
         wanted = targets[chosen].to(self.device)
         loss = F.cross_entropy(logits, wanted)
