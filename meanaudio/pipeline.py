@@ -25,7 +25,7 @@ from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.sampling import integrate, integrate_stochastic, invert, per_sample_noises, uniform_times
-from meanaudio.steering import ALWAYS, Steering, check_steering, check_weaker, steered_field, wanted_classes
+from meanaudio.steering import ALWAYS, Steering, check_steering, check_weaker, codec_names, steered_field, wanted_classes
 from meanaudio.text import TextEncoder, make_encoder
 from meanaudio.types import TextFeatures
 
@@ -89,10 +89,10 @@ class MeanAudio:
 
     def __init__(
         self, config: CheckpointConfig, network: Transformer, codec: Codec, encoder: TextEncoder, *, name: str, dtype: torch.dtype,
-        null_text: TextFeatures | None = None,
+        null_text: TextFeatures | None = None, folder: Path | None = None,
     ) -> None:  # fmt: skip
         self.config, self.network, self.codec, self.encoder = config, network, codec, encoder
-        self.name, self.dtype = name, dtype
+        self.name, self.dtype, self.folder = name, dtype, folder
         self.device = next(network.parameters()).device
         self.mean = torch.tensor(config.latent_mean, device=self.device)
         self.std = torch.tensor(config.latent_std, device=self.device)
@@ -135,7 +135,7 @@ class MeanAudio:
             for part in (network, codec.vae.decoder, codec.vocoder):
                 part.compile()
         null_text = read_null_text(folder) if (folder / NULL_TEXT_FILE).exists() else None
-        return MeanAudio(config, network, codec, encoder, name=folder.name, dtype=precision, null_text=null_text)
+        return MeanAudio(config, network, codec, encoder, name=folder.name, dtype=precision, null_text=null_text, folder=folder)
 
     # The three stages; `generate` is their composition, and a benchmark may time each.
 
@@ -304,7 +304,7 @@ class MeanAudio:
             classifier=classifier is not None,
         )  # fmt: skip
         weaker, settings = None if guide_with is None else self._weaker(guide_with), ClassifierGuidance(scale=classifier_scale)
-        hear = load_tagger(Path(classifier), self.config.codec_hash).to(self.device) if isinstance(classifier, str | Path) else classifier
+        hear = load_tagger(Path(classifier), self._codecs()).to(self.device) if isinstance(classifier, str | Path) else classifier
         classes = () if hear is None else hear.classes
         wanted = None if hear is None else wanted_classes(prompts, classes, hear.related).to(self.device)
 
@@ -322,9 +322,12 @@ class MeanAudio:
         folder = find_checkpoint(name_or_path)
         if self._guide is None or self._guide[0] != folder:
             config = read_checkpoint_config(folder)
-            check_weaker(folder, config, self.config)
+            check_weaker(folder, config, self.config, self._codecs())
             self._guide = folder, load_network(folder, config.network, dtype=self.dtype).to(self.device), config
         return self._guide[1:]
+
+    def _codecs(self) -> set[str]:
+        return {self.config.codec_hash} if self.folder is None else codec_names(self.folder, self.config)
 
     def _audio(
         self, latents: Tensor, duration: float, level_db: float | None, parameters: list[dict[str, Any]], steering: Steering

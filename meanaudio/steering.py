@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from meanaudio.checkpoint import file_hash
+from meanaudio.codec.codec import VAE_FILE
 from meanaudio.concepts import labels
 from meanaudio.config import CheckpointConfig, NetworkConfig, TextConfig
 from meanaudio.errors import InputError
@@ -128,25 +131,33 @@ def check_steering(
                 raise InputError(f"{told} has no effect at guidance_scale 1; ask for more, such as 2")
 
 
+def codec_names(folder: Path, config: CheckpointConfig) -> set[str]:
+    """Hashes that a checkpoint's VAE goes by: of the file its network was trained with, and of its own, which may be packed in 16 bits."""
+    own = folder / VAE_FILE
+    return {config.codec_hash, file_hash(own)} if own.is_file() else {config.codec_hash}
+
+
 def check_same_latents(
-    folder: object, found: CheckpointConfig, *, codec_hash: str, text: TextConfig, mean: Sequence[float], std: Sequence[float]
+    folder: Path, found: CheckpointConfig, *, codecs: set[str], text: TextConfig, mean: Sequence[float], std: Sequence[float]
 ) -> None:
-    """Raises InputError if the network in `folder` works on other latents or hears another text encoder than the one it shall join."""
-    if found.codec_hash != codec_hash:
-        raise InputError(f"{folder}: trained on latents of codec {found.codec_hash[:12]}, this network on those of {codec_hash[:12]}")
+    """Raises InputError if the network in `folder` works on other latents or hears another text encoder than the one it shall join.
+
+    codecs: names of the codec it must have been trained with, as from `codec_names`.
+    """
+    if not codecs & codec_names(folder, found):
+        raise InputError(f"{folder}: trained on latents of codec {found.codec_hash[:12]}, this network on those of {min(codecs)[:12]}")
     if found.text.encoder != text.encoder:
         raise InputError(f"{folder}: trained with text encoder {found.text.encoder!r}, this network with {text.encoder!r}")
     moved = max(abs(a - b) / s for a, b, s in zip(found.latent_mean, mean, std, strict=True))
     scaled = max(abs(a / b - 1) for a, b in zip(found.latent_std, std, strict=True))
     if max(moved, scaled) > SAME_LATENTS:
-        raise InputError(
-            f"{folder}: its latents are normalised otherwise (by {max(moved, scaled):.1%} of a deviation); train on the same shards"
-        )
+        apart = max(moved, scaled)
+        raise InputError(f"{folder}: its latents are normalised otherwise (by {apart:.1%} of a deviation); train both on the same shards")
 
 
-def check_weaker(folder: object, found: CheckpointConfig, config: CheckpointConfig) -> None:
+def check_weaker(folder: Path, found: CheckpointConfig, config: CheckpointConfig, codecs: set[str]) -> None:
     """Raises InputError unless the network in `folder` can be the reference of one of `config`'s checkpoint."""
-    check_same_latents(folder, found, codec_hash=config.codec_hash, text=config.text, mean=config.latent_mean, std=config.latent_std)
+    check_same_latents(folder, found, codecs=codecs, text=config.text, mean=config.latent_mean, std=config.latent_std)
     if found.network.interval == "none" and config.network.interval != "none":
         raise InputError(f"guide_with {folder}: it knows velocities only, and this network jumps by mean velocities; use one that does")
     if found.guidance_range is not None and found.guidance_range[0] > 1:

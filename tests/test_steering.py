@@ -8,12 +8,14 @@ from fakes import LATENT_DIM, fill, tiny_network
 from test_guidance import Judge
 
 from meanaudio.audio import limit_peak, match_level
-from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
+from meanaudio.checkpoint import file_hash, load_weights, read_json, save_weights, write_json
+from meanaudio.codec.codec import VAE_FILE
 from meanaudio.config import TaggerCheckpointConfig
 from meanaudio.errors import InputError
 from meanaudio.guidance import DecodedClassifier
 from meanaudio.models.tagger import TAGGER_FILE, make_tagger
 from meanaudio.models.transformer import NETWORK_FILE, make_network
+from meanaudio.pack import pack
 from meanaudio.pipeline import MeanAudio
 from meanaudio.steering import Steering, steered_field, wanted_classes
 
@@ -144,8 +146,23 @@ def test_a_network_is_no_guide_for_itself(model, tiny_checkpoint):
 )
 def test_a_guide_of_another_codec_text_or_scale_is_refused(model, checkpoint_copy, values, told):
     write_json(checkpoint_copy / "config.json", read_json(checkpoint_copy / "config.json") | values)
+    (checkpoint_copy / VAE_FILE).unlink()
     with pytest.raises(InputError, match=told):
         model.generate("rain", guidance_scale=2.0, guide_with=checkpoint_copy)
+
+
+def test_a_packed_checkpoint_goes_with_networks_and_taggers_of_its_own_and_of_the_original_codec(
+    tiny_checkpoint, tagger, tmp_path, fast_text
+):
+    """Packing rounds the VAE to 16 bits, so the file has another hash than the one the network was trained with."""
+    pack(tiny_checkpoint, tmp_path / "packed")
+    packed = MeanAudio.from_pretrained(tmp_path / "packed", device="cpu")
+    assert file_hash(tmp_path / "packed" / VAE_FILE) != packed.config.codec_hash
+    for name in (packed.config.codec_hash, file_hash(tmp_path / "packed" / VAE_FILE)):
+        write_json(tagger / "config.json", read_json(tagger / "config.json") | {"codec_hash": name})
+        packed.generate("rain", classifier=tagger)
+    for model, guide in ((packed, tiny_checkpoint), (MeanAudio.from_pretrained(tiny_checkpoint, device="cpu"), tmp_path / "packed")):
+        model.generate("rain", guidance_scale=2.0, guide_with=guide)
 
 
 def test_a_guide_must_know_mean_velocities_and_scale_one(model, checkpoint_copy):

@@ -51,9 +51,9 @@ def make_tagger(config: TaggerCheckpointConfig) -> Tagger:
     return Tagger(latent_dim=config.latent_dim, width=config.width, blocks=config.blocks, classes=config.classes)
 
 
-def load_tagger(folder: Path, codec_hash: str) -> Tagger:
-    """A tagger's folder, in evaluation mode and frozen. Raises InputError if it hears latents of another codec than `codec_hash`."""
+def load_tagger(folder: Path, codecs: set[str]) -> Tagger:
+    """A tagger's folder, in evaluation mode and frozen. Raises InputError if it hears latents of none of `codecs`, hashes of VAE files."""
     config = parse(TaggerCheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json"))
-    if config.codec_hash != codec_hash:
-        raise InputError(f"{folder}: hears latents of codec {config.codec_hash[:12]}, this network makes those of {codec_hash[:12]}")
+    if config.codec_hash not in codecs:
+        raise InputError(f"{folder}: hears latents of codec {config.codec_hash[:12]}, this network makes those of {min(codecs)[:12]}")
     return load_module(partial(make_tagger, config), folder / TAGGER_FILE)

@@ -12,7 +12,7 @@ from torch import nn
 
 from meanaudio import distributed
 from meanaudio.audio import limit_peak, save_audio
-from meanaudio.checkpoint import load_into, load_weights, read_json, save_weights, write_beside, write_json
+from meanaudio.checkpoint import load_into, load_weights, save_weights, write_beside, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
 from meanaudio.config import DISTILLED, CheckpointConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
@@ -26,7 +26,7 @@ from meanaudio.pipeline import read_checkpoint_config
 from meanaudio.plots import save_spectrograms
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
-from meanaudio.steering import check_same_latents
+from meanaudio.steering import check_same_latents, codec_names
 from meanaudio.training.log import mean_numbers
 from meanaudio.training.loop import Update
 from meanaudio.training.parallel import LossModule, compile_blocks, forward_pass, spread
@@ -85,8 +85,7 @@ class GeneratorTask:
 
     def _continue_from(self, network: nn.Module, folder: Path) -> None:
         """Weights of an earlier stage; branches that start at zero may be new, everything else must fit."""
-        before = read_json(folder / "config.json").get("codec_hash")
-        if before != self.train.index["codec_hash"]:
+        if self.train.index["codec_hash"] not in codec_names(folder, read_checkpoint_config(folder)):
             raise InputError(f"{folder}: trained on latents of another codec")
         state = load_weights(folder / NETWORK_FILE)
         silent = ("interval_embedding", "guidance_embedding", "guidance_limits")
@@ -101,7 +100,7 @@ class GeneratorTask:
         folder = Path(objective.teacher)
         found = read_checkpoint_config(folder)
         check_same_latents(
-            folder, found, codec_hash=self.train.index["codec_hash"], text=self.config.text, mean=self.mean.tolist(), std=self.std.tolist()
+            folder, found, codecs={self.train.index["codec_hash"]}, text=self.config.text, mean=self.mean.tolist(), std=self.std.tolist()
         )
         if objective.kind == "guidance_distillation":
             if found.guidance_range is not None:

@@ -9,6 +9,7 @@ from fakes import LATENT_DIM, fill, normals, random_text, tiny_network
 from runs import assert_same_run, rows, tiny_run
 
 from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
+from meanaudio.codec.codec import VAE_FILE
 from meanaudio.config import CheckpointConfig, HalvingConfig, ObjectiveConfig, ScaleConfig, TrainConfig, constant, parse
 from meanaudio.errors import InputError
 from meanaudio.models.transformer import make_network
@@ -131,6 +132,7 @@ def test_distill_wants_its_objective(config, tmp_path):
 def test_a_teacher_of_other_latents_or_text_is_refused(config, flow, change, told):
     values = read_json(flow / "config.json")
     write_json(flow / "config.json", values | change)
+    (flow / VAE_FILE).unlink()
     with pytest.raises(InputError, match=told):
         GeneratorTask(of_kind(config, "guidance_distillation", interval="none", scale=ScaleConfig(), teacher=str(flow)))
 

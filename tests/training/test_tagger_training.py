@@ -52,7 +52,7 @@ def test_it_learns_resumes_and_is_heard_again(config, tmp_path):
     assert last["held_out/agreement"] > 0.9
     assert last["held_out/chance"] == pytest.approx(1 / 3, abs=0.01)
     assert last["held_out/share_of_items"] == 0.75  # a quarter of the captions names no class
-    tagger = load_tagger(tmp_path / "whole" / "export", "c" * 64)
+    tagger = load_tagger(tmp_path / "whole" / "export", {"c" * 64})
     x = torch.zeros(3, 10, LATENT_DIM)
     for i in range(3):
         x[i, 2:6, i] = 2
