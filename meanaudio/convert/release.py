@@ -6,8 +6,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from meanaudio.checkpoint import file_hash, require_space, save_weights, write_hashes, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE
 from meanaudio.config import CheckpointConfig, CodecConfig, MelConfig, TextConfig
@@ -55,7 +53,7 @@ def convert_release(folder: Path, out: Path, model: str | None = None) -> str:
         try:
             _write_network_and_codec(sources, RELEASES[name], made)
             _write_text(sources[CLAP_SOURCE], t5, roberta, made)
-        except SafetensorError as error:  # its words for a disk that filled up meanwhile
+        except OSError as error:  # such as a disk that filled up meanwhile
             raise InputError(f"{out}: cannot be written ({error})") from None
         write_hashes(made, {"model": name, "sources": {k: file_hash(p) for k, p in sources.items()}})
         made.replace(out)

@@ -22,7 +22,7 @@ def config(tmp_path):
 
 def validated(task, network, **changes):
     count = len(task.held_out)
-    objective = task.config.objective.model_copy(update=changes)
+    objective = Objective(task.config.objective.model_copy(update=changes))
     with torch.inference_mode():
         return held_out_loss(network, objective, task.held_out.batch(list(range(count))), task.null, task.mean, task.std, count)
 
