@@ -411,7 +411,7 @@ class LoopConfig(Config):
     save_every: int = Field(500, gt=0)
     best: str | None = None
     keep_bytes: float | None = Field(None, gt=0)
-    rank_timeout: float = Field(20.0, gt=0)
+    rank_timeout: float = Field(30.0, gt=0)
 
 
 class VAETrainConfig(Config):

@@ -103,12 +103,13 @@ def gather_rows(mine: Tensor, count: int) -> Tensor:
 
 @contextmanager
 def process_group(device: torch.device, patience: float) -> Iterator[None]:
-    """Join the group that torchrun started (nccl for CUDA tensors, gloo for the CPU's); nothing to join without torchrun.
+    """Join the group that torchrun started (nccl for CUDA tensors, gloo for the CPU's), and leave it; nothing to join without torchrun.
 
+    A process joins once: within another `process_group` this one does nothing, and left groups cannot be joined again.
     A rank that fails or dies ends every other within about `patience` seconds with RankLost, which names it.
     """
     here = Environment.read()
-    if "RANK" not in os.environ:
+    if "RANK" not in os.environ or joined():
         yield
         return
     if device.type == "cuda":

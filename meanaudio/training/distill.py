@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from meanaudio import distributed
 from meanaudio.checkpoint import read_json
 from meanaudio.config import TrainConfig
+from meanaudio.distributed import process_group
 from meanaudio.errors import InputError
-from meanaudio.training.run import train
+from meanaudio.training.run import own_device, train
 from meanaudio.training.state import FACTS, find_training_state
 
 
@@ -20,13 +22,15 @@ def distill(config: TrainConfig, folder: Path, *, device: str | None = None, pro
     if config.objective.kind != "progressive_distillation":
         raise InputError(f"distill wants objective.kind progressive_distillation, not {config.objective.kind}; for one run use train")
     steps, export = config.objective.halving.first, None
-    while steps >= 1:
-        run = folder / f"{steps}-steps"
-        train(round_of(config, steps, export), run, device=device, progress_bar=progress_bar)
-        state = find_training_state(run)
-        if state is None or read_json(state / FACTS)["step"] < config.loop.steps:
-            return None
-        steps, export = steps // 2, run / "export"
+    with process_group(own_device(device), config.loop.rank_timeout):
+        while steps >= 1:
+            run = folder / f"{steps}-steps"
+            train(round_of(config, steps, export), run, device=device, progress_bar=progress_bar)
+            distributed.barrier()  # the export is whole
+            state = find_training_state(run)
+            if state is None or read_json(state / FACTS)["step"] < config.loop.steps:
+                return None
+            steps, export = steps // 2, run / "export"
     return export
 
 

@@ -240,7 +240,7 @@ class Loop:
         log.write(self.step, {f"held_out/{k}": v for k, v in found.items()})
         if key not in found:
             raise InputError(f"loop.best = {key!r} is none of the held-out numbers: {', '.join(found)}")
-        if self.best is None or found[key] < self.best[1]:
+        if math.isfinite(found[key]) and (self.best is None or found[key] < self.best[1]):
             self.best = self.step, found[key]
             self._export(network, "best")
             if distributed.is_main():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from meanaudio.config import TrainConfig
 from meanaudio.data.prepare import Prepared, prepare
 from meanaudio.data.sources import Encoders
@@ -38,12 +40,18 @@ def train(
         raise InputError(f"{here.size} processes: {told}; only the generator is trained on several, by ddp or fsdp")
     if config.task != "generator" and (loop.accumulate > 1 or loop.compile or loop.checkpoint_activations):
         raise InputError(f"loop.accumulate, compile and checkpoint_activations are for the generator, not for task {config.task!r}")
-    where = resolve_device(device)
-    if where.type == "cuda" and where.index is None and here.size > 1:
-        where = resolve_device(f"cuda:{here.local_rank}")
+    where = own_device(device)
     with process_group(where, loop.rank_timeout):
         task = TASKS[config.task](config, where)
         Loop(task, config, Path(folder)).run(until=until, progress_bar=progress_bar, allow_changes=allow_changes)
+
+
+def own_device(device: str | None) -> torch.device:
+    """As `resolve_device`, but of several processes on a machine each takes the GPU of its number."""
+    where, here = resolve_device(device), Environment.read()
+    if where.type == "cuda" and where.index is None and here.size > 1:
+        where = resolve_device(f"cuda:{here.local_rank}")
+    return where
 
 
 def prepare_for(

@@ -204,6 +204,19 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path):
     assert step_of(tmp_path / "run") == 3
 
 
+def run_in_a_row(config, folders) -> None:
+    with process_group(torch.device("cpu"), 10.0):
+        for folder in folders:
+            run(config, folder)
+
+
+def test_runs_in_a_row_stay_in_one_group(config, tmp_path):
+    config = with_loop(config, parallel="ddp", steps=3)
+    folders = [tmp_path / "first", tmp_path / "second"]
+    assert outcomes(start(run_in_a_row, config, folders, ranks=2)) == [None, None]
+    assert_same_run(*folders)
+
+
 def test_torchrun_and_the_command_line_make_the_same_run(config, tmp_path):
     config = with_loop(config, parallel="ddp")
     assert outcomes(start(run, config, tmp_path / "whole", ranks=2)) == [None, None]

@@ -8,11 +8,11 @@ import signal
 import pytest
 import torch
 from fakes import LATENT_DIM, fill, random_text, tiny_network
-from runs import assert_same_run, rows, step_of, tiny_run, with_loop
+from runs import assert_same_run, rows, state_of, step_of, tiny_run, with_loop
 
 from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE
-from meanaudio.config import LoopConfig, ObjectiveConfig, OptimConfig, TextConfig, TrainConfig
+from meanaudio.config import LoadingConfig, LoopConfig, ObjectiveConfig, OptimConfig, TextConfig, TrainConfig
 from meanaudio.errors import InputError, TrainingDiverged
 from meanaudio.objectives import Objective
 from meanaudio.pipeline import MeanAudio
@@ -53,6 +53,17 @@ def test_ten_steps_equal_six_and_resume_and_four(config, tmp_path, kind, precisi
     losses = [row["loss"] for row in rows(tmp_path / "whole") if "loss" in row]
     assert len(losses) == 5
     assert all(map(math.isfinite, losses))
+
+
+def test_batches_made_ahead_are_the_same_batches(config, tmp_path):
+    """A run that fetches nothing ahead; one that fetches three, interrupted in the middle of an epoch and gone on with one."""
+    run = {ahead: config.model_copy(update={"loading": LoadingConfig(ahead=ahead)}) for ahead in (0, 1, 3)}
+    loop_of(run[0], tmp_path / "whole").run(progress_bar=False)
+    loop_of(run[3], tmp_path / "parts").run(until=6, progress_bar=False)
+    loop_of(run[1], tmp_path / "parts").run(progress_bar=False)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
 def test_a_killed_run_repeats_from_its_last_state(config, tmp_path):

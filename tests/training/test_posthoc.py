@@ -12,7 +12,8 @@ from meanaudio.checkpoint import load_weights
 from meanaudio.cli import app
 from meanaudio.errors import InputError
 from meanaudio.training.ema import PowerEMA
-from meanaudio.training.posthoc import Snapshot, fit, list_snapshots, reconstruct, shares, snapshot_steps
+from meanaudio.training.posthoc import TRAINED_FILE, Snapshot, fit, list_snapshots, reconstruct, shares, snapshot_steps
+from meanaudio.training.run import TASKS
 
 
 def walk(steps, sigmas, at) -> dict[Snapshot, torch.Tensor]:
@@ -98,6 +99,10 @@ def test_snapshots_are_spread_over_the_run_and_end_with_it(steps, count):
 
 
 # ---------------------------------------------------------------- the command
+
+
+def test_every_task_has_a_file_that_an_average_replaces():
+    assert TRAINED_FILE.keys() == TASKS.keys()
 
 
 def test_the_command_makes_the_average_that_a_run_would_have_exported(tmp_path):

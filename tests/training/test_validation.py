@@ -64,7 +64,7 @@ def test_neither_weighting_nor_dropout_nor_schedules_come_in(config):
 def test_the_log_has_them_and_the_best_and_the_last_network_are_kept(config, tmp_path):
     config = with_loop(config, sample_every=2)
     task = GeneratorTask(config)
-    loop, numbers = Loop(task, config, tmp_path / "run"), {2: 3.0, 4: 1.0, 6: 2.0, 8: float("nan"), 10: 1.0}
+    loop, numbers = Loop(task, config, tmp_path / "run"), {2: float("nan"), 4: 1.0, 6: 2.0, 8: float("inf"), 10: 1.0}
     evaluate, shown = task.evaluate, {}
 
     def judged(network, folder):
