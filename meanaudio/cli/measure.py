@@ -77,6 +77,7 @@ def tag(
 
 class Against(StrEnum):
     public = "public"
+    objectives = "objectives"
 
 
 @app.command("benchmark-training")
@@ -85,7 +86,8 @@ def benchmark_training(
     repeats: Annotated[int, typer.Option(help="Timed steps of each way.")] = 8,
     tokens: Annotated[Optional[int], typer.Option(help="Text tokens; 16, or the encoder's most where padding is attended to.")] = None,
     against: Annotated[
-        Optional[Against], typer.Option(help="public: measure the public code's way too, and both precisions of ours.")
+        Optional[Against],
+        typer.Option(help="public: the public code's way too, and both precisions of ours; objectives: every kind there is."),
     ] = None,
     set_: Set = None,
 ) -> None:
@@ -94,7 +96,7 @@ def benchmark_training(
     from meanaudio.evaluation.training_cost import training_cost
 
     loaded = load_config(TrainConfig, config, set_ or [])
-    print(training_cost(loaded, repeats=repeats, tokens=tokens, against_public=against == Against.public).to_text())
+    print(training_cost(loaded, repeats=repeats, tokens=tokens, against=against).to_text())
 
 
 @app.command(cls=Lists)

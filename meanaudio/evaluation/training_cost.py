@@ -7,17 +7,18 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meanaudio.config import ObjectiveConfig, TrainConfig, constant
+from meanaudio.config import DISTILLED, INSTANT, HalvingConfig, ObjectiveConfig, TrainConfig, constant
 from meanaudio.evaluation.probe import Memory
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.models.transformer import make_network
-from meanaudio.objectives import make_objective
+from meanaudio.objectives import OBJECTIVES, Objective, make_objective
+from meanaudio.objectives.two_times import TwoTimeDraws
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.types import Draws, Loss, Network, TextFeatures
 
@@ -55,16 +56,20 @@ class Variant:
     loss: Callable[..., Loss]  # as an objective's
     precision: str
     checkpoint_activations: bool = False
+    objective: Objective | None = None  # whose draws it needs; mean flow's if left out
 
 
-def variants(config: TrainConfig, *, against_public: bool) -> dict[str, Variant]:
-    """Flow matching and mean flow as `config` has it; or the public code's way first, ours in both precisions, and with checkpoints.
+def variants(config: TrainConfig, against: str | None) -> dict[str, Variant]:
+    """Flow matching and mean flow as `config` has it; against "public": the public code's way first, ours in both precisions, and with
+    checkpoints; against "objectives": flow matching first, then every kind, those of mean velocities without guidance and with it.
 
     Mean flow is at its dearest: guidance fully on, the interval fraction at its schedule's end.
     """
+    if against == "objectives":
+        return objective_variants(config)
     mean = config.objective.model_copy(update={"kind": "mean_flow", "guidance": constant(1.0)})
     flow = mean.model_copy(update={"kind": "flow_matching"})
-    if not against_public:
+    if against is None:
         here = config.loop.precision
         again = config.loop.checkpoint_activations
         return {
@@ -76,6 +81,33 @@ def variants(config: TrainConfig, *, against_public: bool) -> dict[str, Variant]
         found[f"mean flow, {precision}"] = Variant(make_objective(mean).loss, precision)
     found["mean flow, bf16, activations computed twice"] = Variant(make_objective(mean).loss, "bf16", checkpoint_activations=True)
     return found
+
+
+def objective_variants(config: TrainConfig) -> dict[str, Variant]:
+    """Every objective on the config's network, without inputs for guidance; a distillation's teacher is like its student.
+
+    alpha is halfway, where AlphaFlow needs no derivative. Progressive distillation is measured in a round after the first.
+    """
+    here, again = config.loop.precision, config.loop.checkpoint_activations
+    teacher = make_network(config.network).requires_grad_(False)
+    found = {}
+    for kind in OBJECTIVES:
+        for guidance in (0.0, 1.0) if kind not in INSTANT | DISTILLED else (0.0,):
+            changes = {"kind": kind, "guidance": constant(guidance), "alpha": constant(0.5), "halving": HalvingConfig(steps=8, first=16)}
+            objective = make_objective(config.objective.model_copy(update=changes), teacher)
+            loss = partial(_at_scale, objective, 4.0) if kind == "guidance_distillation" else objective.loss
+            name = kind.replace("_", " ") + (", guided" if guidance else "")
+            found[name] = Variant(loss, here, again, objective)
+    return found
+
+
+def _at_scale(
+    objective: Objective, scale: float, net: Network, x: torch.Tensor, text: TextFeatures, null: TextFeatures, draws: TwoTimeDraws, *,
+    progress: float,
+) -> Loss:  # fmt: skip
+    """The objective's loss with one scale for all rows: it reaches the teacher, though the network here takes none."""
+    guidance = draws.guidance.new_tensor([scale, 0.0, 1.0]).expand(len(draws), 3)
+    return objective.loss(net, x, text, null, replace(draws, guidance=guidance), progress=progress)
 
 
 class Bench:
@@ -99,7 +131,7 @@ class Bench:
 
     def step(self, variant: Variant, seed: int) -> float:
         """Forward, backward and AdamW, with the draws of `seed`; seconds."""
-        draws = self.objective.draw(self.x.shape, progress=1.0, generator=torch.Generator().manual_seed(seed))
+        draws = (variant.objective or self.objective).draw(self.x.shape, progress=1.0, generator=torch.Generator().manual_seed(seed))
         self.network.checkpoint_activations = variant.checkpoint_activations
         start = time.perf_counter()
         with computing_in(DTYPES[variant.precision], self.x.device):
@@ -135,14 +167,15 @@ class TrainingCost:
 
     def to_text(self) -> str:
         width = max(map(len, self.costs)) + 2
-        rows = [self.title, f"{'':<{width}}{'seconds':>9}{'speed-up':>10}{'peak GB':>9}{'share':>7}"]
+        rows = [self.title, f"{'':<{width}}{'seconds':>9}{'ratio':>7}{'speed-up':>10}{'peak GB':>9}{'share':>7}"]
         for name, cost in self.costs.items():
-            numbers = f"{statistics.median(cost.seconds):>9.3f}{self.speed_up(name):>10.2f}{cost.peak_memory / 1e9:>9.2f}"
+            times = f"{statistics.median(cost.seconds):>9.3f}{1 / self.speed_up(name):>7.2f}{self.speed_up(name):>10.2f}"
+            numbers = f"{times}{cost.peak_memory / 1e9:>9.2f}"
             rows.append(f"{name:<{width}}{numbers}{self.memory_share(name):>7.0%}")
         return "\n".join(rows)
 
 
-def training_cost(config: TrainConfig, *, repeats: int = 8, tokens: int | None = None, against_public: bool = False) -> TrainingCost:
+def training_cost(config: TrainConfig, *, repeats: int = 8, tokens: int | None = None, against: str | None = None) -> TrainingCost:
     """Measure one training step (forward, backward, AdamW) of the config's network in several ways.
 
     They alternate, so that whatever else the machine does falls on all of them, with the same draws. Memory comes from a process of its
@@ -150,8 +183,8 @@ def training_cost(config: TrainConfig, *, repeats: int = 8, tokens: int | None =
     """
     if tokens is None:
         tokens = 16 if config.network.mask_text else config.text.max_tokens
-    ways = variants(config, against_public=against_public)
-    memory = {name: _in_process(_peak_memory, config, tokens, name, against_public, torch.get_num_threads()) for name in ways}
+    ways = variants(config, against)
+    memory = {name: _in_process(_peak_memory, config, tokens, name, against, torch.get_num_threads()) for name in ways}
     bench = Bench(config, tokens)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     warm_up = 1
@@ -174,10 +207,10 @@ def _in_process(function, *args):
         return executor.submit(function, *args).result()
 
 
-def _peak_memory(config: TrainConfig, tokens: int, name: str, against_public: bool, threads: int) -> int:
+def _peak_memory(config: TrainConfig, tokens: int, name: str, against: str | None, threads: int) -> int:
     """Bytes resident at most while this process makes two steps, the first of which makes the optimiser's state."""
     torch.set_num_threads(threads)
-    bench, variant = Bench(config, tokens), variants(config, against_public=against_public)[name]
+    bench, variant = Bench(config, tokens), variants(config, against)[name]
     for seed in range(2):
         bench.step(variant, seed)
     return Memory(bench.x.device).peak_host() or 0

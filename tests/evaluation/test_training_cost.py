@@ -10,7 +10,7 @@ from meanaudio.config import LoopConfig, ObjectiveConfig, TrainConfig, constant
 from meanaudio.evaluation import training_cost as module
 from meanaudio.evaluation.training_cost import PUBLIC, Cost, TrainingCost, public_mean_flow, training_cost
 from meanaudio.models.transformer import make_network
-from meanaudio.objectives import make_objective
+from meanaudio.objectives import OBJECTIVES, make_objective
 
 CONFIG = TrainConfig(seconds=1.024, codec=TINY_CODEC, network=tiny_network(), loop=LoopConfig(batch_size=3))
 
@@ -54,7 +54,7 @@ def here(monkeypatch):
 
 
 def test_every_way_is_measured_in_turn(here):
-    cost = training_cost(CONFIG, repeats=2, against_public=True)
+    cost = training_cost(CONFIG, repeats=2, against="public")
     ours = [f"{o}, {p}" for p in ("float32", "bf16") for o in ("flow matching", "mean flow")]
     assert list(cost.costs) == [PUBLIC, *ours, "mean flow, bf16, activations computed twice"]
     for one in cost.costs.values():
@@ -64,6 +64,21 @@ def test_every_way_is_measured_in_turn(here):
     lines = cost.to_text().splitlines()
     assert "batch 3, 16 latents, 16 text tokens" in lines[0]
     assert [line.split("  ")[0] for line in lines[2:]] == list(cost.costs)
+
+
+def test_every_objective_is_measured_beside_flow_matching(here, monkeypatch):
+    """Each makes the network evaluations that docs/methods.md says: rows with a graph, and rows without one."""
+    cost = training_cost(CONFIG, repeats=1, against="objectives")
+    assert list(cost.costs)[0] == "flow matching"
+    assert {name.removesuffix(", guided").replace(" ", "_") for name in cost.costs} == set(OBJECTIVES)
+    assert cost.speed_up("flow matching") == 1
+    way = module.variants(CONFIG, "objectives")["guidance distillation"]
+    rows = []
+    forward = type(way.objective.teacher).forward
+    monkeypatch.setattr(type(way.objective.teacher), "forward", lambda self, z, *rest: rows.append(len(z)) or forward(self, z, *rest))
+    module.Bench(CONFIG.model_copy(update={"loop": LoopConfig(batch_size=50)}), 3).step(way, 0)
+    assert 90 <= rows[0] <= 100  # text and, where it was kept, null
+    assert rows[1] == 50
 
 
 def test_padding_that_is_attended_to_counts(here):
@@ -80,7 +95,7 @@ def test_ratios_are_of_the_same_round():
 
 
 def test_a_step_trains_and_depends_on_its_seed_alone():
-    bench, way = module.Bench(CONFIG, 5), module.variants(CONFIG, against_public=True)["mean flow, float32"]
+    bench, way = module.Bench(CONFIG, 5), module.variants(CONFIG, against="public")["mean flow, float32"]
     losses = []
 
     def loss(*args, **options):
@@ -103,7 +118,7 @@ def test_a_process_of_its_own_measures_memory():
     ballast = torch.ones(400_000_000)
     config = CONFIG.model_copy(update={"loop": LoopConfig(batch_size=1)})
     name = "mean flow, float32"
-    peak = module._in_process(module._peak_memory, config, 4, name, True, 1)
+    peak = module._in_process(module._peak_memory, config, 4, name, "public", 1)
     assert 5e7 < peak < ballast.nbytes
 
 
@@ -118,3 +133,6 @@ def test_the_verb_prints_the_table(run, here, tmp_path):
     assert code == 0, err
     assert "flow matching, bf16" in out and "mean flow, bf16" in out
     assert "public" not in out
+    code, out, err = run("benchmark-training", "-c", path, "--repeats", 1, "--against", "objectives")
+    assert code == 0, err
+    assert "interval splitting, guided" in out
