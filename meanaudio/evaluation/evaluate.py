@@ -201,7 +201,7 @@ def _texts(extractor: Listener, captions: Sequence[str] | None) -> Tensor | None
 
 def _statistics_facts(extractor: Listener, references: SoundSet, plan: Plan) -> dict[str, Any]:
     return {
-        "extractor": heard.facts_of(extractor),
+        "extractor": extractor.facts,
         "treatment": plan.treatment.facts,
         "clips": len(references.sounds),
         "names_sha256": names_hash(sound.name for sound in references.sounds),
@@ -224,10 +224,15 @@ def _facts(request: Request, plan: Plan, extractors: Sequence[Listener], rows: S
         if checkpoint is None
         else {"name": checkpoint.name, "sha256": checkpoint.hash, "dtype": checkpoint.dtype, "vocoder": checkpoint.vocoder},
         "device": device,
-        "extractors": [heard.facts_of(extractor) for extractor in extractors],
-        "references": rows[0].made.facts if rows[0].kind == "references" else None,
+        "extractors": [extractor.facts for extractor in extractors],
+        "references": _reference_facts(request, rows[0]) if rows[0].kind == "references" else None,
         "stored_references": {name: facts for name, (_, facts) in plan.stored.items()} or None,
     }
+
+
+def _reference_facts(request: Request, row: Row) -> dict[str, Any]:
+    names = names_hash(sound.name for sound in row.made.sounds)
+    return {**row.made.facts, "clips": len(row.made.sounds), "names_sha256": names, "splits": list(request.splits)}
 
 
 def _plain(value: Any) -> Any:

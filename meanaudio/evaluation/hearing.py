@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,19 @@ class Listener:
         self.encode_text: Callable[[Sequence[str]], Tensor] | None = getattr(extractor, "encode_text", None)
         heard = "".join(f" {key} {value}" for key, value in asdict(hearing).items())
         self.fingerprint = hashlib.sha256(f"{extractor.fingerprint} {VERSION}{heard}".encode()).hexdigest()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of it makes a number. weights: the extractor's own fingerprint, whatever the hearing."""
+        return {
+            "name": self.name,
+            "weights": self.extractor.fingerprint,
+            "fingerprint": self.fingerprint,
+            "sample_rate": self.sample_rate,
+            "dim": self.dim,
+            "classes": None if self.classes is None else len(self.classes),
+            "multi_label": self.multi_label,
+        }
 
     def __call__(self, clips: Sequence[Tensor]) -> list[ClipFeatures]:
         return self.extractor([self.hearing(clip, self.sample_rate) for clip in clips])
