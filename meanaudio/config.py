@@ -444,6 +444,16 @@ class TaggerConfig(Config):
     noise: float = Field(0.5, ge=0)
 
 
+class EvaluationConfig(Config):
+    """What is asked of a generator at every evaluation besides its loss and distances of latents.
+
+    extractor: NAME or NAME=weights of who listens to decoded outputs and held-out recordings (docs/extractors.md). clips: to how many.
+    """
+
+    extractor: str | None = None
+    clips: int = Field(64, ge=2)
+
+
 class TrainConfig(Config):
     """One training run. `task` says which network is trained and which of the sections matter."""
 
@@ -468,6 +478,7 @@ class TrainConfig(Config):
     vocoder: VocoderTrainConfig = VocoderTrainConfig()
     tagger: TaggerConfig = TaggerConfig()
     optim: OptimConfig = OptimConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     loop: LoopConfig = LoopConfig()
     loading: LoadingConfig = LoadingConfig()
 
@@ -561,11 +572,17 @@ def load_config(cls: type[T], path: str | Path, overrides: Iterable[str] = ()) -
     """Read a YAML file (and what it extends), apply `a.b=value` overrides, validate."""
     values = _read(Path(path), seen=())
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise InputError(f"override {override!r} must look like section.key=value")
-        _set(values, key.split("."), _yaml(text, f"override {override!r}"), override)
+        key, value = parse_assignment(override)
+        _set(values, key.split("."), value, override)
     return parse(cls, values, str(path))
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """The name and the value, read as YAML, of "name=value"."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InputError(f"override {text!r} must look like section.key=value")
+    return name, _yaml(value, f"override {text!r}")
 
 
 def _read(path: Path, seen: Sequence[Path]) -> dict[str, Any]:

@@ -125,6 +125,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the first clip; clip k is drawn from seed + k.")] = 0,
     clips: Annotated[int, typer.Option(help="Clips a prompt.")] = 1,
     guidance: Annotated[float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none.")] = 1.0,
+    generation: Annotated[
+        Optional[list[str]], typer.Option("--with", help="NAME=value, another option of MeanAudio.generate, such as stochastic=true.")
+    ] = None,
     duration: Annotated[
         Optional[str],
         typer.Option("--duration", "-d", help="Seconds every clip is cut or zero-padded to, or none; the checkpoint's if left out."),
@@ -151,12 +154,14 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Judge a checkpoint, or a folder of clips, against recordings: a table, results.json and a page to listen to."""
+    from meanaudio.config import parse_assignment
     from meanaudio.evaluation.evaluate import evaluate as run
     from meanaudio.evaluation.plan import Request
 
     request = Request(
         references=tuple(reference or ()), outputs=outputs, model=model, prompts=prompts, protocol=protocol, splits=tuple(split or ()),
         limit=limit, steps=tuple(steps or ()), seed=seed, clips_a_prompt=clips, guidance_scale=guidance,
+        generation=tuple(parse_assignment(text) for text in generation or ()),
         duration=_number_or_none(duration, "--duration"), level_db=_number_or_none(level, "--level"),
         trim_db=_number_or_none(trim, "--trim"),
         noise_db=_number_or_none(noise, "--noise"), extractors=tuple(extractor or ()),

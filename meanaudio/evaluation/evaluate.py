@@ -19,11 +19,10 @@ from meanaudio.errors import InputError
 from meanaudio.evaluation import features as heard
 from meanaudio.evaluation import metrics
 from meanaudio.evaluation.clips import SoundSet, halves, names_hash, other_recordings, treat, write_rows
-from meanaudio.evaluation.extractors import Extractor, make_extractor
 from meanaudio.evaluation.extractors.cache import extract
 from meanaudio.evaluation.features import Features
 from meanaudio.evaluation.gallery import write_gallery
-from meanaudio.evaluation.hearing import Listener
+from meanaudio.evaluation.hearing import Listener, make_listener
 from meanaudio.evaluation.outputs import raw_levels
 from meanaudio.evaluation.plan import Plan, Request, check_stored, make_plan
 from meanaudio.evaluation.protocols import find_protocol
@@ -43,7 +42,7 @@ def evaluate(request: Request, out: Path, *, cache: Path | None = None, shown: i
     protocol = find_protocol(request.protocol)
     device = str(resolve_device(request.device))
     plan = make_plan(request, protocol, out)
-    extractors = [Listener(_make(spec, device), plan.hearing) for spec in request.extractors or protocol.extractors]
+    extractors = [make_listener(spec, device, plan.hearing) for spec in request.extractors or protocol.extractors]
     check_stored(plan, extractors)
     rows = _reference_row(plan, out, progress_bar)
     rows += _output_rows(request, plan, rows, protocol.steps, out, progress_bar)
@@ -57,11 +56,6 @@ def evaluate(request: Request, out: Path, *, cache: Path | None = None, shown: i
     write_rows(out / "clips.jsonl", report.clip_rows(out))
     write_gallery(out, report, shown)
     return report
-
-
-def _make(spec: str, device: str) -> Extractor:
-    name, _, weights = spec.partition("=")
-    return make_extractor(name, weights=Path(weights).expanduser() if weights else None, device=device)
 
 
 # ---------------------------------------------------------------- rows
@@ -82,7 +76,11 @@ def _output_rows(request: Request, plan: Plan, above: Sequence[Row], steps: Sequ
         sets = [treat(request.outputs.name or str(request.outputs), plan.outputs, out / "treated", plan.treatment, progress_bar)]
     else:
         assert plan.checkpoint is not None
-        how: dict[str, Any] = {"guidance_scale": request.guidance_scale, "batch": request.batch, "progress_bar": progress_bar}
+        how: dict[str, Any] = {
+            "options": {"guidance_scale": request.guidance_scale, **dict(request.generation)},
+            "batch": request.batch,
+            "progress_bar": progress_bar,
+        }
         sets = [plan.checkpoint.generate(plan.wishes, plan.treatment, steps=n, **how) for n in request.steps or steps]
     rows = [_inspected(Row(made, "outputs", references, plan.paired), progress_bar) for made in sets]
     for row in rows if request.outputs is None else ():
@@ -201,7 +199,7 @@ def _texts(extractor: Listener, captions: Sequence[str] | None) -> Tensor | None
 
 def _statistics_facts(extractor: Listener, references: SoundSet, plan: Plan) -> dict[str, Any]:
     return {
-        "extractor": heard.facts_of(extractor),
+        "extractor": extractor.facts,
         "treatment": plan.treatment.facts,
         "clips": len(references.sounds),
         "names_sha256": names_hash(sound.name for sound in references.sounds),
@@ -224,10 +222,15 @@ def _facts(request: Request, plan: Plan, extractors: Sequence[Listener], rows: S
         if checkpoint is None
         else {"name": checkpoint.name, "sha256": checkpoint.hash, "dtype": checkpoint.dtype, "vocoder": checkpoint.vocoder},
         "device": device,
-        "extractors": [heard.facts_of(extractor) for extractor in extractors],
-        "references": rows[0].made.facts if rows[0].kind == "references" else None,
+        "extractors": [extractor.facts for extractor in extractors],
+        "references": _reference_facts(request, rows[0]) if rows[0].kind == "references" else None,
         "stored_references": {name: facts for name, (_, facts) in plan.stored.items()} or None,
     }
+
+
+def _reference_facts(request: Request, row: Row) -> dict[str, Any]:
+    names = names_hash(sound.name for sound in row.made.sounds)
+    return {**row.made.facts, "clips": len(row.made.sounds), "names_sha256": names, "splits": list(request.splits)}
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,9 +87,9 @@ def compare(
         numbers["frechet"] = made.statistics.frechet_distance(statistics)
     if reference is not None and min(len(reference.names), len(made.names)) > 1:
         numbers["kernel"] = metrics.kernel_distance(made.embeddings, reference.embeddings)
-    if pairs and reference is not None and reference.logits is not None and made.logits is not None:
-        there = set(reference.names)
-        names = [name for name in made.names if pairs.get(name) in there]
+    there = set() if reference is None else set(reference.names)
+    names = [name for name in made.names if pairs is not None and pairs.get(name) in there]
+    if names and pairs is not None and reference is not None and reference.logits is not None and made.logits is not None:
         theirs, ours = reference.logits[reference.rows([pairs[name] for name in names])], made.logits[made.rows(names)]
         each = metrics.kl_divergences(theirs, ours)
         numbers["kl"] = float(each.mean())
@@ -133,15 +132,3 @@ def chance(reference: Features, captions: Sequence[str], texts: Tensor | None, *
     if texts is not None:
         numbers["clap"] = metrics.unrelated_cosine(reference.embeddings, texts, captions)
     return {key: value for key, value in numbers.items() if value is not None}
-
-
-def facts_of(extractor: Extractor) -> dict[str, Any]:
-    """What of an extractor makes a number."""
-    return {
-        "name": extractor.name,
-        "fingerprint": extractor.fingerprint,
-        "sample_rate": extractor.sample_rate,
-        "dim": extractor.dim,
-        "classes": None if extractor.classes is None else len(extractor.classes),
-        "multi_label": extractor.multi_label,
-    }

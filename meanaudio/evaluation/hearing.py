@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from meanaudio.audio import fit
-from meanaudio.evaluation.extractors import ClipFeatures, Extractor
+from meanaudio.evaluation.extractors import ClipFeatures, Extractor, make_extractor
 
 VERSION = "1"  # of this file: part of the fingerprint
 FRAME_SECONDS = 0.02
@@ -56,6 +58,10 @@ def trim(clip: Tensor, sample_rate: int, below_db: float) -> Tensor:
     return fit(kept, max(len(kept), round(LEAST_SECONDS * sample_rate)))
 
 
+# The rule where no protocol says otherwise.
+TRIMMED_UNDER_NOISE = Hearing(trim_db=50.0, noise_db=-70.0)
+
+
 class Listener:
     """An extractor that hears clips through `hearing`; its fingerprint says so."""
 
@@ -67,5 +73,24 @@ class Listener:
         heard = "".join(f" {key} {value}" for key, value in asdict(hearing).items())
         self.fingerprint = hashlib.sha256(f"{extractor.fingerprint} {VERSION}{heard}".encode()).hexdigest()
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of it makes a number. weights: the extractor's own fingerprint, whatever the hearing."""
+        return {
+            "name": self.name,
+            "weights": self.extractor.fingerprint,
+            "fingerprint": self.fingerprint,
+            "sample_rate": self.sample_rate,
+            "dim": self.dim,
+            "classes": None if self.classes is None else len(self.classes),
+            "multi_label": self.multi_label,
+        }
+
     def __call__(self, clips: Sequence[Tensor]) -> list[ClipFeatures]:
         return self.extractor([self.hearing(clip, self.sample_rate) for clip in clips])
+
+
+def make_listener(spec: str, device: str, hearing: Hearing = TRIMMED_UNDER_NOISE) -> Listener:
+    """A listener from "NAME" or "NAME=weights". Raises InputError if there is no such extractor or its weights are missing."""
+    name, _, weights = spec.partition("=")
+    return Listener(make_extractor(name, weights=Path(weights).expanduser() if weights else None, device=device), hearing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,20 +59,21 @@ class Checkpoint:
         return load_codec(self.folder, vocoder_from=self.vocoder_folder).to(resolve_device(self.device))
 
     def generate(
-        self, wishes: Sequence[Wish], treatment: Treatment, *, steps: int, guidance_scale: float, batch: int, progress_bar: bool
+        self, wishes: Sequence[Wish], treatment: Treatment, *, steps: int, options: Mapping[str, Any], batch: int, progress_bar: bool
     ) -> SoundSet:
-        """One clip a wish at `steps` steps. Metadata of each file holds all that it depends on, and how loud it came (raw_level_db)."""
+        """One clip a wish at `steps` steps. options: others of MeanAudio.generate.
+
+        Metadata of each file holds all that it depends on, and how loud it came (raw_level_db).
+        """
         folder = self.home / f"{steps}-steps"
-        shared = {"steps": steps, "guidance_scale": guidance_scale, **treatment.facts, "dtype": self.dtype, "checkpoint": self.hash}
+        shared = {"steps": steps, **options, **treatment.facts, "dtype": self.dtype, "checkpoint": self.hash}
         facts = [{"prompt": wish.caption, "seed": wish.seed, **shared} for wish in wishes]
         paths = [folder / f"{stem_of(wish.name)}.wav" for wish in wishes]
         missing = [k for k, path in enumerate(paths) if not same_metadata(path, facts[k])]
         bar = tqdm(total=len(missing), desc=f"generate, {steps} step(s)", disable=not progress_bar or not missing, leave=False)
         for run in _runs(missing, wishes, batch):
-            audio = self.pipeline.generate(
-                [wishes[k].caption for k in run], duration=treatment.duration, steps=steps, guidance_scale=guidance_scale,
-                seed=wishes[run[0]].seed, level_db=None,
-            )  # fmt: skip
+            captions, seed = [wishes[k].caption for k in run], wishes[run[0]].seed
+            audio = self.pipeline.generate(captions, duration=treatment.duration, steps=steps, seed=seed, level_db=None, **options)
             for k, samples, parameters in zip(run, audio.samples, audio.parameters, strict=True):
                 raw = {"raw_level_db": round(level_db(samples, audio.sample_rate), 2)}
                 self._save(paths[k], samples, treatment, {**parameters, **facts[k], **raw})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from meanaudio.evaluation.hearing import Hearing
 from meanaudio.evaluation.outputs import Checkpoint, Wish
 from meanaudio.evaluation.protocols import Protocol
 from meanaudio.evaluation.statistics import FeatureStatistics
+from meanaudio.pipeline import MeanAudio
 
 GENERATED_LEVEL_DB = -18.0  # what `generate` brings clips to
 
@@ -27,7 +29,7 @@ class Request:
 
     prompts: captions, ids or both; the references' own captions if None. duration, level_db: of every clip on both sides; "default" is
     the protocol's, otherwise the checkpoint's length and generate's level, otherwise clips as they come. trim_db, noise_db: of every
-    extractor's hearing; "default" is the protocol's. extractors: NAME or NAME=weights.
+    extractor's hearing; "default" is the protocol's. extractors: NAME or NAME=weights. generation: other options of MeanAudio.generate.
     """
 
     references: tuple[Path, ...]
@@ -41,6 +43,7 @@ class Request:
     seed: int = 0
     clips_a_prompt: int = 1
     guidance_scale: float = 1.0
+    generation: tuple[tuple[str, Any], ...] = ()
     duration: float | None | Literal["default"] = "default"
     level_db: float | None | Literal["default"] = "default"
     trim_db: float | None | Literal["default"] = "default"
@@ -78,6 +81,7 @@ class Plan:
 def make_plan(request: Request, protocol: Protocol, out: Path) -> Plan:
     """Read what `request` names. Raises InputError for everything that does not fit together; nothing is generated or written yet."""
     _check_numbers(request)
+    _check_generation(request)
     if not request.references:
         raise InputError("nothing to compare with: give --reference a folder, a manifest, or statistics that an earlier evaluation stored")
     checkpoint = None
@@ -103,6 +107,15 @@ def _check_numbers(request: Request) -> None:
         raise InputError(f"steps = {', '.join(map(str, request.steps))}: must be different numbers of 1 or more")
     if request.outputs is not None and request.steps:
         raise InputError(f"steps belong to a checkpoint; {request.outputs} holds outputs that exist already")
+
+
+def _check_generation(request: Request) -> None:
+    ours = {"self", "prompts", "duration", "steps", "guidance_scale", "seed", "level_db"}
+    free = set(inspect.signature(MeanAudio.generate).parameters) - ours
+    if unknown := sorted({name for name, _ in request.generation} - free):
+        raise InputError(f"no option of generation that can be set here: {', '.join(unknown)}; there are {', '.join(sorted(free))}")
+    if request.generation and request.outputs is not None:
+        raise InputError(f"options of generation belong to a checkpoint; {request.outputs} holds outputs that exist already")
 
 
 def _treatment(request: Request, protocol: Protocol, checkpoint: Checkpoint | None) -> Treatment:

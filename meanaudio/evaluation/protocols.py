@@ -9,7 +9,7 @@ from pathlib import Path
 
 from meanaudio.data.manifest import COLUMNS, Clip
 from meanaudio.errors import InputError
-from meanaudio.evaluation.hearing import Hearing
+from meanaudio.evaluation.hearing import TRIMMED_UNDER_NOISE, Hearing
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def youtube_id(name: str) -> str | None:
     return found[1] if found else None
 
 
-PLAIN = Protocol("plain", steps=(1,), hearing=Hearing(trim_db=50.0, noise_db=-70.0))
+PLAIN = Protocol("plain", steps=(1,), hearing=TRIMMED_UNDER_NOISE)
 PROTOCOLS: dict[str, Protocol] = {
     "audiocaps": AudioCaps(
         "audiocaps",

@@ -107,7 +107,7 @@ class Report:
             classes = f", {extractor['classes']} classes" if extractor["classes"] else ""
             head = (
                 f"{extractor['name']}: {extractor['dim']} dimensions{classes}, {extractor['sample_rate']} Hz, "
-                f"fingerprint {extractor['fingerprint'][:12]}; KL is {DIRECTION}"
+                f"fingerprint {extractor['weights'][:12]}; KL is {DIRECTION}"
             )
             blocks.append(f"{head}\n{as_text(*self.numbers_table(extractor['name']))}")
         blocks.append(as_text(*self.signal_table()))
@@ -118,13 +118,15 @@ class Report:
         checkpoint, treatment, references = self.facts["checkpoint"], self.facts["treatment"], self.facts["references"]
         lines = [f"meanaudio {self.facts['meanaudio']}" + (f", protocol {self.facts['protocol']}" if self.facts["protocol"] else "")]
         if checkpoint is not None:
-            lines.append(f"checkpoint {checkpoint['name']}, sha256 {checkpoint['sha256'][:12]}, {checkpoint['dtype']}")
+            first, last = next((row.made.facts["seeds"] for row in self.rows if "seeds" in row.made.facts), (None, None))
+            seeds = "" if first is None else f", seeds {first} to {last}"
+            lines.append(f"checkpoint {checkpoint['name']}, sha256 {checkpoint['sha256'][:12]}, {checkpoint['dtype']}{seeds}")
         if references is not None:
             rates = ", ".join(f"{rate} Hz ({n})" for rate, n in references["rates"].items())
             length = references["seconds"]
-            lines.append(
-                f"{references['clips']} references: {rates}; {length['least']:.2f} to {length['most']:.2f} s, {length['sum']:.1f} s in all"
-            )
+            splits = f" of split {' and '.join(references['splits'])}" if references["splits"] else ""
+            spread = f"{length['least']:.2f} to {length['most']:.2f} s, {length['sum']:.1f} s in all"
+            lines.append(f"{references['clips']} references{splits} (names {references['names_sha256'][:12]}): {rates}; {spread}")
             if references["treated"]:
                 lines.append("  of them " + ", ".join(f"{n} {DONE[what]}" for what, n in references["treated"].items()))
         length = "as it comes" if treatment["duration"] is None else f"cut or zero-padded to {treatment['duration']:g} s"

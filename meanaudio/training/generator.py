@@ -18,6 +18,8 @@ from meanaudio.config import DISTILLED, CheckpointConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
 from meanaudio.data.sources import open_datasets
 from meanaudio.errors import InputError
+from meanaudio.evaluation.features import compare_audio
+from meanaudio.evaluation.hearing import make_listener
 from meanaudio.evaluation.latents import held_out_distance
 from meanaudio.models.transformer import NETWORK_FILE, Transformer, load_network, make_network
 from meanaudio.objectives import make_objective
@@ -61,6 +63,9 @@ class GeneratorTask:
         self.mean, self.std = statistics.mean.to(self.device), statistics.std.to(self.device)
         self.null = self.train.null_text.to(self.device)
         self.objective = make_objective(config.objective, self._teacher())
+        self.listener = make_listener(config.evaluation.extractor, str(self.device)) if config.evaluation.extractor else None
+        if self.listener is not None and not (Path(config.codec_from or "") / VOCODER_FILE).is_file():
+            raise InputError(f"evaluation.extractor = {config.evaluation.extractor!r} needs sound: codec_from has no {VOCODER_FILE}")
         network = self.blank()
         if config.init_from is not None:
             self._continue_from(network, Path(config.init_from))
@@ -180,25 +185,34 @@ class GeneratorTask:
             numbers |= {f"{k}_{steps}_step": v for k, v in held_out_distance(everything, references).items()}
             if steps == 1 or not mean:
                 outputs = everything
-        if distributed.is_main():
-            self._write_samples(outputs, references, folder)
-        return numbers
+        heard: dict[str, float] = {}
+        if distributed.is_main() and (Path(self.config.codec_from or "") / VOCODER_FILE).is_file():  # without a vocoder: no sound
+            heard = self._listen_and_write(outputs, references, folder)
+        return numbers | {f"{key}_{1 if mean else 25}_step": value for key, value in distributed.gather(heard)[0].items()}
 
     def _precision(self) -> torch.autocast:
         return computing_in(DTYPES[self.config.loop.precision], self.device)
 
-    def _write_samples(self, made: torch.Tensor, reference: torch.Tensor, folder: Path) -> None:
-        source = Path(self.config.codec_from or "")
-        if not (source / VOCODER_FILE).is_file():  # a codec whose vocoder is still being trained: numbers only
-            return
-        codec = load_codec(source).to(self.device)
-        rate = codec.spec.sample_rate
+    def _listen_and_write(self, made: torch.Tensor, reference: torch.Tensor, folder: Path) -> dict[str, float]:
+        """Decode outputs and held-out recordings, both normalised latents [B, L, C]: numbers of what the listener hears, a few as files."""
+        codec = load_codec(Path(self.config.codec_from or "")).to(self.device)
+        rate, clips = codec.spec.sample_rate, self.config.evaluation.clips if self.listener else 0
+
+        def decoded(latents: torch.Tensor) -> torch.Tensor:
+            parts = latents[: max(SAMPLES, clips)].split(CHUNK)
+            return limit_peak(torch.cat([codec.decode(x.to(self.device) * self.std + self.mean).float().cpu() for x in parts]))
+
+        ours, theirs = decoded(made), decoded(reference)
         for i in range(min(SAMPLES, len(made))):
-            sounds = limit_peak(codec.decode(torch.stack([made[i], reference[i]]) * self.std + self.mean)).cpu()
+            sounds = torch.stack([ours[i], theirs[i]])
             name = f"{i:02d}-{self.held_out.ids[i][:60]}"
             save_audio(folder / f"{name}.wav", sounds[0], rate, {"caption": self.held_out.captions[i]})
             titles = (f"made: {self.held_out.captions[i]}", "held-out recording through the codec")
             save_spectrograms(folder / f"{name}.png", list(zip(titles, sounds, strict=True)), rate)
+        if self.listener is None or len(ours) < 2:
+            return {}
+        heard = compare_audio(self.listener, ours[:clips], theirs[:clips], rate)
+        return {f"{self.listener.name}_{key}": value for key, value in heard.items()}
 
     def export(self, network: nn.Module, folder: Path) -> None:
         """A complete checkpoint: config.json, network.safetensors and copies of the codec's parts that exist."""

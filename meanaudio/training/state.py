@@ -97,11 +97,11 @@ def load_training_state(state: Path, tensors: Mapping[str, Tensor]) -> None:
         raise InputError(f"{state}: holds other tensors than this run's: {some(differ)}")
 
 
-# How often to log, sample and save, how batches are brought in and how the work is spread, changes what is computed by rounding at most.
+# How often to log, sample and save, who listens, how batches come and work is spread changes what is computed by rounding at most.
 FREE = {
     *("loop.log_every", "loop.sample_every", "loop.save_every", "loop.parallel", "loop.accumulate", "loop.compile"),
     *("loop.checkpoint_activations", "loop.best", "loop.keep_bytes", "loop.rank_timeout", "optim.ema_snapshots"),
-    *("loading.ahead", "loading.threads", "loading.cache"),
+    *("loading.ahead", "loading.threads", "loading.cache", "evaluation.extractor", "evaluation.clips"),
 }
 
 
