@@ -29,7 +29,7 @@ def test_shown_command_parses(document, line):
     words = shlex.split(line.removeprefix("srun "), comments=True)
     if words[0] == "torchrun":
         found = get_args_parser().parse_args(words[1:])
-        words = ["python", found.training_script, *found.training_script_args]
+        words = [*([] if found.no_python else ["python"]), found.training_script, *found.training_script_args]
     words = {"train.py": ["train"], "infer.py": ["generate"]}[words[1]] + words[2:] if words[0] == "python" else words[1:]
     command, context = typer.main.get_command(app), None
     while hasattr(command, "commands"):

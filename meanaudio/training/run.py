@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from meanaudio.config import TrainConfig
 from meanaudio.data.prepare import Prepared, prepare
 from meanaudio.data.sources import Encoders
@@ -38,12 +40,16 @@ def train(
         raise InputError(f"{here.size} processes: {told}; only the generator is trained on several, by ddp or fsdp")
     if config.task != "generator" and (loop.accumulate > 1 or loop.compile):
         raise InputError(f"loop.accumulate and loop.compile are for the generator, not for task {config.task!r}")
-    where = resolve_device(device)
-    if where.type == "cuda" and where.index is None and here.size > 1:
-        where = resolve_device(f"cuda:{here.local_rank}")
+    where = device_here(device)
     with process_group(where, loop.rank_timeout):
         task = TASKS[config.task](config, where)
         Loop(task, config, Path(folder)).run(until=until, progress_bar=progress_bar, allow_changes=allow_changes)
+
+
+def device_here(device: str | None) -> torch.device:
+    """The device asked for, or the best there is; of several processes on a machine each takes the GPU of its number."""
+    where, here = resolve_device(device), Environment.read()
+    return resolve_device(f"cuda:{here.local_rank}") if where.type == "cuda" and where.index is None and here.size > 1 else where
 
 
 def prepare_for(
@@ -63,7 +69,7 @@ def prepare_for(
     progress_bar: bool = True,
 ) -> Prepared:
     """Shards that a run of `config` can read: its codec, text encoder, windows and scene weights. See `prepare`."""
-    encoders = Encoders(config, resolve_device(device))
+    encoders = Encoders(config, device_here(device))
     return prepare(
         manifest,
         out,
