@@ -13,6 +13,14 @@ from torch import Tensor
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """x on `device`; to a GPU through page-locked memory, so that neither the GPU nor the calling thread waits for the copy."""
+    if device.type != "cuda":
+        return x.to(device)
+    with torch.cuda.device(device):  # a background thread begins with GPU 0 as its own
+        return x.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class TextFeatures:
     """What a text encoder says of B captions.
@@ -95,6 +103,10 @@ class LatentBatch:
         """Draw latents [B, L, C] from the posterior."""
         return Gaussian(self.mean, self.std).sample(generator)
 
+    def with_text_on(self, device: torch.device) -> LatentBatch:
+        text = TextFeatures(*(send(x, device) for x in (self.text.sequence, self.text.pooled, self.text.mask)))
+        return LatentBatch(self.mean, self.std, text, self.ids)
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -115,7 +127,7 @@ class Draws:
         return type(self)(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return type(self)(*(send(getattr(self, f.name), device) for f in fields(self)))
 
 
 @dataclass(frozen=True)

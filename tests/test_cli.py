@@ -112,6 +112,7 @@ def test_two_workers_prepare_one_folder(run, fast_text, train_config, tiny_manif
     assert "worker 1 of 2 is done; 1 of 3 shards are in" in out
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     code, out, err = run("prepare", tiny_manifest, "-o", tmp_path / "two", *common, "--threads", 1)
     assert code == 0, err
     assert f"6 items in {tmp_path / 'two'}, 0 left out" in out

@@ -14,14 +14,14 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence, Sized
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from meanaudio.config import TextConfig
 from meanaudio.data.dataset import Dataset, LatentStatistics
 from meanaudio.data.extract import encode_text
 from meanaudio.data.folder import open_folder
+from meanaudio.data.shard_file import ShardFile
 from meanaudio.errors import InputError
 from meanaudio.text import TextEncoder
 from meanaudio.types import Gaussian, LatentBatch, TextFeatures
@@ -37,7 +38,7 @@ from meanaudio.types import Gaussian, LatentBatch, TextFeatures
 INDEX = "index.json"
 NULL_TEXT_FILE = "null_text.safetensors"  # features of ""; in a converted checkpoint too
 SHAPES = ("latent_shape", "pooled_dim", "sequence_dim")
-OPEN_SHARDS = 8192  # shards a reader keeps mapped: two maps each, of the 65530 that Linux allows a process
+KNOWN_SHARDS = 8192  # whose headers a reader keeps: 24 bytes an item
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -110,23 +111,11 @@ def shard_notes(path: Path) -> dict[str, Any] | None:
     try:
         with safe_open(path, "pt") as file:
             notes = json.loads(file.metadata()["notes"])
-            ids = _strings(file.get_tensor("ids"), file.get_tensor("id_ends"))
+            data, ends = file.get_tensor("ids").numpy().tobytes(), file.get_tensor("id_ends").tolist()
+        ids = [data[begin:end].decode() for begin, end in pairwise([0, *ends])]
         return {key: notes[key] for key in ("made_by", "left_out", *SHAPES)} | {"ids": ids}
     except Exception:  # whatever is wrong with it, the answer is the same: it is not a shard of ours
         return None
-
-
-def _piece(data: Tensor, ends: Tensor, i: int) -> Tensor:
-    """Item i's part of what is stored one item after the other."""
-    return data[int(ends[i - 1]) if i else 0 : int(ends[i])]
-
-
-def _string(data: Tensor, ends: Tensor, i: int) -> str:
-    return _piece(data, ends, i).numpy().tobytes().decode(errors="replace")
-
-
-def _strings(data: Tensor, ends: Tensor) -> list[str]:
-    return [_string(data, ends, i) for i in range(len(ends))]
 
 
 def write_null_text(folder: Path, text: TextFeatures) -> None:
@@ -185,7 +174,7 @@ def finish_index(folder: Path, shards: int, items: int, facts: dict[str, Any]) -
 
 
 class ShardDataset(Dataset):
-    """Random access to the items of a folder or URL. Opening reads the index alone; a shard is opened when an item of it is read.
+    """Random access to the items of a folder or URL. Opening reads the index alone, and a shard's header when an item of it is read first.
 
     encoder: encodes captions when they are read, in place of the stored features; `text` is its config. cache: see RemoteFolder.
     Raises InputError that names the shard for one that is missing, cut, damaged or made from other inputs than the index says.
@@ -198,9 +187,9 @@ class ShardDataset(Dataset):
         encoder: TextEncoder | None = None,
         text: TextConfig | None = None,
         cache: str | Path | None = None,
-        open_shards: int = OPEN_SHARDS,
+        known_shards: int = KNOWN_SHARDS,
     ) -> None:
-        self.folder, self.encoder, self.open_shards = open_folder(folder, INDEX, cache), encoder, open_shards
+        self.folder, self.encoder, self.known_shards = open_folder(folder, INDEX, cache), encoder, known_shards
         self.name = self.folder.name
         files = self.folder.sizes()
         if INDEX not in files:
@@ -220,7 +209,7 @@ class ShardDataset(Dataset):
             if (found := files.get(shard_path(Path(), number).name)) != length:
                 raise self._broken(number, "is missing" if found is None else f"has {found} bytes instead of {length}")
         self.starts = [0, *accumulate(sizes)]
-        self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._known: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = Lock()
 
     def _broken(self, number: int, what: str) -> InputError:
@@ -231,15 +220,11 @@ class ShardDataset(Dataset):
 
     @cached_property
     def ids(self) -> list[str]:
-        return self._all("id")
+        return [_text(name) for (name,) in self._pieces(range(len(self)), ("id",))]
 
     @cached_property
     def captions(self) -> list[str]:
-        return self._all("caption")
-
-    def _all(self, name: str) -> list[str]:
-        shards = (self._shard(number) for number in range(len(self.starts) - 1))
-        return [string for shard in shards for string in _strings(shard[f"{name}s"], shard[f"{name}_ends"])]
+        return [_text(caption) for (caption,) in self._pieces(range(len(self)), ("caption",))]
 
     @property
     def statistics(self) -> LatentStatistics:
@@ -249,49 +234,58 @@ class ShardDataset(Dataset):
     def null_text(self) -> TextFeatures:
         return read_null_text(self.folder.file(NULL_TEXT_FILE).parent) if self.encoder is None else encode_text(self.encoder, [""])
 
-    def _shard(self, number: int) -> dict[str, Tensor]:
-        """The tensors of a shard, memory-mapped: only what is used is read."""
+    def _shard(self, number: int) -> ShardFile:
         with self._lock:
-            if number in self._open:
-                self._open.move_to_end(number)
-                return self._open[number]
-        shard = self._read(number)
+            if number in self._known:
+                self._known.move_to_end(number)
+                return self._known[number]
+        shard = self._open(number)
         with self._lock:
-            self._open[number] = shard
-            while len(self._open) > self.open_shards:
-                self._open.popitem(last=False)
+            self._known[number] = shard
+            while len(self._known) > self.known_shards:
+                self._known.popitem(last=False)
         return shard
 
-    def _read(self, number: int) -> dict[str, Tensor]:
+    def _open(self, number: int) -> ShardFile:
         path, size = self.folder.file(shard_path(Path(), number).name), self.starts[number + 1] - self.starts[number]
         try:
-            with safe_open(path, "pt") as file:
-                made_by = json.loads(file.metadata()["notes"])["made_by"]
-                shard = {key: file.get_tensor(key) for name in ("item", "id", "caption") for key in (f"{name}s", f"{name}_ends")}
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            shard = ShardFile(path)
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise self._broken(number, f"is damaged ({error!r})") from None
-        if made_by != self.index.get("made_by", made_by):
+        if shard.made_by != self.index.get("made_by", shard.made_by):
             raise self._broken(number, f"was made from other inputs than {INDEX} says")
-        for name in ("item", "id", "caption"):
-            ends = shard[f"{name}_ends"]
-            lengths = ends.diff(prepend=ends.new_zeros(1))
-            if len(ends) != size or (lengths < 0).any() or int(lengths.sum()) != len(shard[f"{name}s"]):
-                raise self._broken(number, f"holds other {name}s than {INDEX} says")
-            if name == "item" and not self._are_items(lengths):
-                raise self._broken(number, "holds items of other shapes")
+        if {len(ends) for ends in shard.ends.values()} != {size}:
+            raise self._broken(number, f"holds {len(shard.ends['item'])} items, {INDEX} says {size}")
+        text = np.diff(shard.ends["item"], prepend=0) - 2 * math.prod(self.latent_shape) - self.pooled_dim
+        if not ((text > 0) & (text % self.sequence_dim == 0) if self.sequence_dim else text == 0).all():
+            raise self._broken(number, f"holds items of other shapes than {INDEX} says")
         return shard
 
-    def _are_items(self, lengths: Tensor) -> bool:
-        """Whether stretches of these lengths are latents, a pooled vector and one token or more."""
-        rest = lengths - 2 * math.prod(self.latent_shape) - self.pooled_dim
-        return bool((rest == 0).all() if not self.sequence_dim else ((rest > 0) & (rest % self.sequence_dim == 0)).all())
+    def _pieces(self, indices: Sequence[int], names: Sequence[str]) -> list[list[bytearray]]:
+        """For each index the pieces called `names`; all are announced before the first is read."""
+        rows: dict[int, list[int]] = {}  # of the batch, by shard
+        for row, i in enumerate(indices):
+            rows.setdefault(self._number(i), []).append(row)
+        wanted = {number: [indices[row] - self.starts[number] for row in mine] for number, mine in rows.items()}
+        for number, places in wanted.items():
+            self._shard(number).announce(places, names)
+        pieces: list[list[bytearray]] = [[]] * len(indices)
+        for number, places in wanted.items():
+            try:
+                found = self._shard(number).read(places, names)
+            except (OSError, ValueError) as error:
+                raise self._broken(number, f"cannot be read any more ({error})") from None
+            for row, piece in zip(rows[number], found, strict=True):
+                pieces[row] = piece
+        return pieces
+
+    def _number(self, i: int) -> int:
+        return bisect_right(self.starts, i) - 1
 
     def batch(self, indices: Sequence[int]) -> LatentBatch:
         """Items as one float32 batch; text padded to its longest caption. Raises InputError for a NaN, naming shard and item."""
-        numbers = [bisect_right(self.starts, i) - 1 for i in indices]
-        places = [(self._shard(number), i - self.starts[number]) for number, i in zip(numbers, indices, strict=True)]
-        items = [_piece(shard["items"], shard["item_ends"], row) for shard, row in places]
-        ids = [_string(shard["ids"], shard["id_ends"], row) for shard, row in places]
+        pieces = self._pieces(indices, ("item", "id", "caption") if self.encoder else ("item", "id"))
+        items = [torch.frombuffer(item, dtype=torch.float16) for item, *_ in pieces]
         size = math.prod(self.latent_shape)
         latents = torch.stack([item[: 2 * size] for item in items]).float().unflatten(1, (2, *self.latent_shape))
         if self.encoder is None:
@@ -301,9 +295,14 @@ class ShardDataset(Dataset):
             mask = torch.arange(sequence.shape[1])[None] < torch.tensor([len(x) for x in tokens])[:, None]
             text = TextFeatures(sequence, pooled, mask)
         else:
-            text = encode_text(self.encoder, [_string(shard["captions"], shard["caption_ends"], row) for shard, row in places])
+            text = encode_text(self.encoder, [_text(caption) for _, _, caption in pieces])
+        ids = [_text(name) for _, name, *_ in pieces]
         for what, x in (("latents", latents), ("text features", text.sequence), ("text features", text.pooled)):
             if not torch.isfinite(x.sum()):  # a sum over all shows a NaN at a fraction of the cost of looking at each
                 row = int((~torch.isfinite(x).flatten(1).all(1)).nonzero()[0])
-                raise self._broken(numbers[row], f"holds NaN or infinite {what} of {ids[row]!r}")
+                raise self._broken(self._number(indices[row]), f"holds NaN or infinite {what} of {ids[row]!r}")
         return LatentBatch(latents[:, 0], latents[:, 1], text, ids)
+
+
+def _text(piece: bytearray) -> str:
+    return piece.decode(errors="replace")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from meanaudio.distributed import Environment
 from meanaudio.errors import InputError
 
 
@@ -33,16 +33,16 @@ class Worker:
         return Worker(int(number), int(count))
 
     @staticmethod
-    def of_environment(environment: Mapping[str, str] = os.environ) -> Worker:
+    def of_environment() -> Worker:
         """The global rank that torchrun states, or the place in a Slurm job array; the only worker where there is neither."""
-        if "RANK" in environment:
-            number, count, first, step = (environment.get(k, "") for k in ("RANK", "WORLD_SIZE", "", ""))
-        else:
-            keys = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP")
-            number, count, first, step = (environment.get(k, "") for k in keys)
-            if not number:
-                return Worker()
+        if "RANK" in os.environ:
+            here = Environment.read()
+            return Worker(here.rank, here.size)
+        if "SLURM_ARRAY_TASK_ID" not in os.environ:
+            return Worker()
         try:
-            return Worker((int(number) - int(first or 0)) // int(step or 1), int(count))
-        except ValueError as error:
-            raise InputError(f"the environment says worker {number!r} of {count!r}, which are no numbers: {error}") from None
+            number, first, step, count = (int(os.environ[f"SLURM_ARRAY_TASK_{key}"]) for key in ("ID", "MIN", "STEP", "COUNT"))
+        except (KeyError, ValueError) as error:
+            told = "SLURM_ARRAY_TASK_ID is set, so _MIN, _STEP and _COUNT must be numbers too; or say which worker this is"
+            raise InputError(f"{told} ({error})") from None
+        return Worker((number - first) // step, count)

@@ -33,7 +33,7 @@ from meanaudio.training.log import mean_numbers
 from meanaudio.training.loop import Update
 from meanaudio.training.parallel import LossModule, compile_blocks, forward_pass, spread
 from meanaudio.training.validation import CHUNK, held_out_loss
-from meanaudio.types import Draws, LatentBatch
+from meanaudio.types import Draws, LatentBatch, send
 
 SAMPLES = 6  # clips written at each evaluation
 HELD_OUT = 256  # items the held-out numbers are computed over
@@ -131,7 +131,7 @@ class GeneratorTask:
         shape = (loop.batch_size, *batch.mean.shape[1:])
         x = batch.mean + batch.std * torch.randn(shape, generator=generator)[rows]
         draws = self.objective.draw(shape, progress=step / loop.steps, generator=generator)[rows]
-        return batch, (x.to(self.device) - self.mean) / self.std, draws.to(self.device)
+        return batch.with_text_on(self.device), (send(x, self.device) - self.mean) / self.std, draws.to(self.device)
 
     def draw(self, step: int) -> tuple[LatentBatch, torch.Tensor, Draws]:
         """This process's rows of batch number `step`: items, normalised latents [B, L, C] drawn from their posteriors, and draws.
@@ -142,7 +142,7 @@ class GeneratorTask:
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
         batch, x, draws = self.draw(step)
-        text, parts = batch.text.to(self.device), self.config.loop.accumulate
+        text, parts = batch.text, self.config.loop.accumulate
         if not self.config.network.mask_text or self.config.loop.compile:
             # A network that hears padding hears the same amount of it in every batch; compiled code is made once for one length.
             text = text.pad_to(self.config.text.max_tokens)

@@ -70,7 +70,7 @@ def measure_loading(config: TrainConfig, folder: Path, *, items: int = 1024, rou
     _write_npz(npz, ShardDataset(shards), config.text.max_tokens)
     ways: dict[str, Callable[[], Read]] = {
         "shards": lambda: ShardDataset(shards).batch,
-        "shards, none kept open": lambda: ShardDataset(shards, open_shards=0).batch,
+        "shards, none known": lambda: ShardDataset(shards, known_shards=0).batch,
         NPZ: lambda: lambda indices: _read_npz(npz, indices),
     }
     rates = {"in the page cache": _rates(ways, items, rounds, cold=None), "page cache emptied": _rates(ways, items, rounds, cold=folder)}

@@ -71,7 +71,7 @@ def prepare_for(
     progress_bar: bool = True,
 ) -> Prepared:
     """Shards that a run of `config` can read: its codec, text encoder, windows and scene weights. See `prepare`."""
-    encoders = Encoders(config, resolve_device(device))
+    encoders = Encoders(config, own_device(device))
     return prepare(
         manifest,
         out,

@@ -178,17 +178,41 @@ def test_shares_are_even_and_together_everything(total, count):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def array(id, first, step, count):
+    values = zip(("ID", "MIN", "STEP", "COUNT"), (id, first, step, count), strict=True)
+    return {f"SLURM_ARRAY_TASK_{key}": str(value) for key, value in values}
+
+
 @pytest.mark.parametrize(
     ("environment", "worker"),
     [
         ({}, (0, 1)),
-        ({"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "SLURM_ARRAY_TASK_ID": "3"}, (5, 16)),
-        ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_STEP": "1"}, (3, 8)),
-        ({"SLURM_ARRAY_TASK_ID": "21", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "10"}, (2, 4)),
+        ({"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", **array(3, 0, 1, 8)}, (5, 16)),
+        (array(3, 0, 1, 8), (3, 8)),
+        (array(21, 1, 10, 4), (2, 4)),
     ],
 )
-def test_the_environment_says_which_worker_it_is(environment, worker):
-    assert Worker.of_environment(environment) == Worker(*worker)
+def test_the_environment_says_which_worker_it_is(monkeypatch, environment, worker):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    assert Worker.of_environment() == Worker(*worker)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "0"},
+        {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"SLURM_ARRAY_TASK_ID": "1"},
+        array(9, 0, 1, 3),
+        array("x", 0, 1, 3),
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, environment):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(InputError, match="RANK|worker"):
+        Worker.of_environment()
 
 
 def test_workers_that_make_no_sense_are_refused():
@@ -196,9 +220,6 @@ def test_workers_that_make_no_sense_are_refused():
     for text in ("3/3", "1", "-1/2", "a/b", "0/0", "1/"):
         with pytest.raises(InputError, match="K/N"):
             Worker.parse(text)
-    for environment in ({"RANK": "0"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "3"}):
-        with pytest.raises(InputError, match="worker"):
-            Worker.of_environment(environment)
 
 
 # ---------------------------------------------------------------- what is left out

@@ -1,6 +1,7 @@
 """The shard format and its reader: what goes in comes out, cheaply; what is wrong is refused by name."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -90,22 +91,34 @@ def test_a_shard_holds_real_tokens_only_in_half_precision(tmp_path):
     assert shard["item_ends"].diff(prepend=torch.zeros(1)).tolist() == [2 * 4 * 8 + 16 + 16 * tokens for tokens in LENGTHS[0]]
 
 
-def test_opening_reads_no_shard_and_few_stay_open(tmp_path, monkeypatch):
+def test_opening_reads_no_shard_and_few_stay_known(tmp_path, monkeypatch):
     from meanaudio.data import shards as module
 
     write_folder(tmp_path / "shards")
     opened = []
-    monkeypatch.setattr(module, "safe_open", lambda path, *args, real=module.safe_open: opened.append(path.name) or real(path, *args))
-    data = ShardDataset(tmp_path / "shards", open_shards=2)
+    monkeypatch.setattr(module, "ShardFile", lambda path, real=module.ShardFile: opened.append(path.name) or real(path))
+    data = ShardDataset(tmp_path / "shards", known_shards=2)
+    files = len(os.listdir("/proc/self/fd"))
     assert opened == []
     data.batch([0, 1, 0, 3])
     assert opened == ["shard-00000.safetensors", "shard-00001.safetensors"]
     data.batch([5])
-    assert len(data._open) == 2
     data.batch([3])  # was used after shard 0, so it stayed
     assert len(opened) == 3
     data.batch([0])
     assert len(opened) == 4
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_a_shard_that_is_cut_while_it_is_in_use_is_an_error(tmp_path):
+    write_folder(tmp_path / "shards")
+    data = ShardDataset(tmp_path / "shards")
+    data.batch([3, 4])
+    path = shard_path(tmp_path / "shards", 1)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 200)
+    with pytest.raises(InputError, match="shard-00001.*cut short"):
+        data.batch([0, 4])
 
 
 def test_text_is_encoded_on_the_fly_from_the_captions(tmp_path):
@@ -142,6 +155,20 @@ def damaged(path):
     path.write_bytes(b"x" * path.stat().st_size)
 
 
+def header(path, before, after):
+    data = path.read_bytes()
+    assert before in data
+    path.write_bytes(data.replace(before, after))
+
+
+def shorter(path):
+    """The index says less than the shard holds."""
+    index = path.parent / "index.json"
+    values = json.loads(index.read_text())
+    values["sizes"] = [3, 1, 1, 1, 1]
+    index.write_text(json.dumps(values))
+
+
 def spoil(place, value, key="items"):
     def change(tensors):
         tensors[key][place] = value
@@ -154,9 +181,12 @@ def spoil(place, value, key="items"):
     [
         ("is damaged", damaged),
         ("other inputs", lambda path: rewrite(path, lambda t: None, made_by="tset")),
-        ("holds other items than", spoil(-1, 0, "item_ends")),
-        ("holds other items than", spoil(0, 10**9, "item_ends")),
-        ("holds other captions than", spoil(0, -5, "caption_ends")),
+        ("its items are not", spoil(-1, 0, "item_ends")),
+        ("its items are not", spoil(0, 10**9, "item_ends")),
+        ("its captions are not", spoil(0, -5, "caption_ends")),
+        ("is damaged", lambda path: header(path, b'"F16"', b'"F64"')),
+        ("is damaged", lambda path: header(path, b'"data_offsets":[', b'"data_offsets":-')),
+        ("holds 2 items, index.json says 1", shorter),
         ("holds items of other shapes", spoil(0, 100, "item_ends")),
         ("NaN or infinite latents of 'clip1-0'", spoil(3, float("nan"))),
         ("NaN or infinite latents of 'clip1-0'", spoil(32 + 3, float("inf"))),
@@ -171,7 +201,7 @@ def test_a_shard_that_is_wrong_inside_is_refused_when_it_is_read(tmp_path, told,
     change(path)
     assert path.stat().st_size == size
     data = ShardDataset(tmp_path / "shards")
-    data.batch([0, 1, 2, 5])
+    data.batch([0, 1, 2, 6])
     with pytest.raises(InputError, match=f"shard-00001.safetensors: .*{told}.*again"):
         data.batch([0, 3])
 
@@ -200,7 +230,6 @@ def test_an_index_states_what_was_left_out_and_must_add_up(tmp_path):
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     """A limit on the size of files stands for the full disk: both fail in the middle of a write."""
-    import os
     import resource
 
     path = shard_path(tmp_path, 0)
