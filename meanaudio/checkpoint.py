@@ -37,6 +37,18 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
         beside.unlink(missing_ok=True)
 
 
+def link_file(source: Path, target: Path) -> None:
+    """`target` becomes another name of the file `source`, or, where the disk has no such thing, a copy of it."""
+
+    def write(path: Path) -> None:
+        try:
+            os.link(source.resolve(), path)
+        except OSError:
+            shutil.copyfile(source, path)
+
+    write_beside(target, write)
+
+
 def write_text(path: Path, text: str) -> None:
     write_beside(path, lambda p: p.write_text(text, encoding="utf-8"))
 

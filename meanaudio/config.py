@@ -454,6 +454,14 @@ class EvaluationConfig(Config):
     clips: int = Field(64, ge=2)
 
 
+class LoRAConfig(Config):
+    """Low-rank adapters on the matrices of the transformer's blocks, scaled by alpha / rank; see models/lora.py."""
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(16.0, gt=0)
+    targets: tuple[Literal["attention", "mlp"], ...] = Field(("attention", "mlp"), min_length=1)
+
+
 class TrainConfig(Config):
     """One training run. `task` says which network is trained and which of the sections matter."""
 
@@ -477,6 +485,7 @@ class TrainConfig(Config):
     vae: VAETrainConfig = VAETrainConfig()
     vocoder: VocoderTrainConfig = VocoderTrainConfig()
     tagger: TaggerConfig = TaggerConfig()
+    lora: LoRAConfig | None = Field(None, description="generator: train low-rank adapters of init_from's network in place of its weights")
     optim: OptimConfig = OptimConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     loop: LoopConfig = LoopConfig()
@@ -489,6 +498,12 @@ class TrainConfig(Config):
             raise ValueError("either every set of the mixture has a share, or none")
         if sum(share or 0 for share in shares) >= 1:
             raise ValueError(f"the mixture's shares {shares} must leave something for `data`: together they must be below 1")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self):
+        if self.lora is not None and (self.task != "generator" or self.init_from is None):
+            raise ValueError("lora adapts the network of a checkpoint: it needs task generator and init_from, the checkpoint's folder")
         return self
 
     @model_validator(mode="after")
@@ -553,6 +568,15 @@ class TaggerCheckpointConfig(Config):
     latent_dim: int = Field(gt=0)
     width: int = Field(gt=0)
     blocks: int = Field(gt=0)
+
+
+class LoRAFileConfig(Config):
+    """lora.json beside an adapter's weights. base: the checkpoint's name; base_hash: sha256 of its network.safetensors."""
+
+    format: Literal[1] = 1
+    base: str
+    base_hash: str
+    lora: LoRAConfig
 
 
 # ---------------------------------------------------------------- reading

@@ -39,6 +39,7 @@ def generate_files(
     device: str | None,
     dtype: str | None,
     spectrogram: bool,
+    lora: str | None = None,
     vocoder: str | None = None,
     compile: bool = False,
     **options,
@@ -48,7 +49,7 @@ def generate_files(
         raise InputError("no prompt given: meanaudio generate 'rain on a tin roof' -o rain.wav")
     paths = target_paths(out, prompts)
     _check_plots(spectrogram)
-    pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype, vocoder=vocoder, compile=compile)
+    pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype, lora=lora, vocoder=vocoder, compile=compile)
     pipeline.encode_text(["warm up"])  # reads the encoder's weights, so that the time printed is that of generation
     began = time.perf_counter()
     audio = pipeline.generate(list(prompts), **options)

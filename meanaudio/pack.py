@@ -8,12 +8,15 @@ from pathlib import Path
 
 import torch
 
-from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
+from meanaudio.checkpoint import HASHES_FILE, link_file, load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, with_vocoder
 from meanaudio.config import CheckpointConfig, parse
+from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.shards import NULL_TEXT_FILE
+from meanaudio.errors import InputError
+from meanaudio.models.lora import load_with_adapters
 from meanaudio.models.transformer import NETWORK_FILE
-from meanaudio.pipeline import MeanAudio
+from meanaudio.pipeline import MeanAudio, read_checkpoint_config
 from meanaudio.text import clap, flan_t5
 
 # What else a checkpoint may hold: the features of "" and, of a converted release, its text encoders. Copied as they are.
@@ -49,3 +52,24 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, half: bool = Tr
             if (out / path.name).is_dir():
                 shutil.rmtree(out / path.name)
             path.replace(out / path.name)
+
+
+def merge_lora(base: str | Path, lora: str | Path, out: Path) -> None:
+    """Write the checkpoint `out`: `base` with adapters added to its network's weights; all other files are `base`'s.
+
+    lora: as MeanAudio.from_pretrained's. The folder is made beside its place and renamed. Raises InputError if the adapters are another
+    checkpoint's, or if `out` already holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} already exists; remove it first, or choose another name")
+    folder = find_checkpoint(base)
+    network = load_with_adapters(folder, read_checkpoint_config(folder).network, lora)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+        made = Path(beside) / out.name
+        save_weights(made / NETWORK_FILE, network.state_dict())
+        for file in (f for f in folder.rglob("*") if f.is_file()):
+            name = file.relative_to(folder)
+            if name.as_posix() not in (NETWORK_FILE, HASHES_FILE, "README.md"):  # what they say is of the base
+                link_file(file, made / name)
+        made.replace(out)

@@ -21,6 +21,7 @@ from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.shards import NULL_TEXT_FILE, read_null_text
 from meanaudio.errors import InputError
 from meanaudio.guidance import Classifier, ClassifierGuidance
+from meanaudio.models.lora import load_with_adapters
 from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
 from meanaudio.precision import DTYPES, computing_in
@@ -111,11 +112,13 @@ class MeanAudio:
         device: str | None = None,
         dtype: str | None = None,
         *,
+        lora: str | Path | None = None,
         vocoder: str | Path | None = None,
         compile: bool = False,
     ) -> MeanAudio:
         """Load a checkpoint: a folder, a name under checkpoints/, a published model's name (fetched and converted once), or a hub id.
 
+        lora: the folder of adapters that were trained on this checkpoint, or "folder:scale" for more or less of them.
         vocoder: "fast", or another checkpoint whose vocoder reads the same mels, in place of this one's own.
         compile: let torch.compile make kernels for network and codec; the first clip of each length then takes minutes.
         Raises InputError if a checkpoint is unknown, incomplete, damaged, or holds weights of another network.
@@ -126,7 +129,10 @@ class MeanAudio:
         config = read_checkpoint_config(folder)
         finite = not check_sizes(folder)  # a converted checkpoint's weights were looked through when it was made
         encoder = make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where), folder=folder, dtype=precision)
-        network = load_network(folder, config.network, dtype=precision, finite=finite)
+        if lora is None:
+            network = load_network(folder, config.network, dtype=precision, finite=finite)
+        else:
+            network = load_with_adapters(folder, config.network, lora, dtype=precision, finite=finite)
         vocoder_from = None if vocoder is None else find_checkpoint(DEFAULT_MODEL if vocoder == FAST else vocoder)
         codec = load_codec(folder, vocoder_from=vocoder_from, dtype=precision, finite=finite)
         network, codec = network.to(where), codec.to(where)
@@ -135,7 +141,8 @@ class MeanAudio:
             for part in (network, codec.vae.decoder, codec.vocoder):
                 part.compile()
         null_text = read_null_text(folder) if (folder / NULL_TEXT_FILE).exists() else None
-        return MeanAudio(config, network, codec, encoder, name=folder.name, dtype=precision, null_text=null_text, folder=folder)
+        name = folder.name if lora is None else f"{folder.name} + {lora}"
+        return MeanAudio(config, network, codec, encoder, name=name, dtype=precision, null_text=null_text, folder=folder)
 
     # The three stages; `generate` is their composition, and a benchmark may time each.
 

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fakes import tiny_network
 from safetensors.torch import load_file, save_file
 
 from meanaudio.audio import read_metadata
+from meanaudio.checkpoint import save_weights
+from meanaudio.config import LoRAConfig
 from meanaudio.generate import file_stem
+from meanaudio.models.lora import add_adapters, save_adapters
+from meanaudio.models.transformer import make_network
 from meanaudio.pack import pack
 from meanaudio.pipeline import MeanAudio
 
@@ -186,6 +191,34 @@ def test_the_doors_and_the_real_text_encoder_work_from_a_shell(tiny_checkpoint, 
     assert [p.name for p in tmp_path.iterdir()] == ["a.flac"]
 
 
+def test_adapters_from_training_to_sound(run, fast_text, train_config, tiny_manifest, tiny_checkpoint, tmp_path):
+    """Train on a checkpoint, apply at generation, merge: applied and merged sound alike, and unlike the checkpoint alone."""
+    for split in ("train", "val"):
+        assert run("prepare", tiny_manifest, "-o", tmp_path / "shards" / split, "-c", train_config, "--split", split, "--quiet")[0] == 0
+    options = [f"--set=init_from={tiny_checkpoint}", "--set=lora.rank=2", "--set=optim.lr=1e-2", "--device", "cpu", "--quiet"]
+    code, _, err = run("train", "-c", train_config, "-o", tmp_path / "run", *options)
+    assert code == 0, err
+    lora = tmp_path / "run" / "export"
+    assert sorted(p.name for p in lora.iterdir()) == ["lora.json", "lora.safetensors"]
+
+    code, out, err = run("merge-lora", tiny_checkpoint, lora, "-o", tmp_path / "merged")
+    assert code == 0, err
+    assert "MB" in out
+    assert {p.name for p in (tmp_path / "merged").iterdir()} == {p.name for p in tiny_checkpoint.iterdir()}
+    sounds = {}
+    for name, how in {
+        "base": ["-m", tiny_checkpoint], "applied": ["-m", tiny_checkpoint, "--lora", lora], "merged": ["-m", tmp_path / "merged"],
+        "none": ["-m", tiny_checkpoint, "--lora", f"{lora}:0"],
+    }.items():  # fmt: skip
+        code, _, err = run("generate", "a tone", *how, "-o", tmp_path / f"{name}.wav", "--seed", 3, "--device", "cpu")
+        assert code == 0, err
+        sounds[name] = soundfile.read(tmp_path / f"{name}.wav")[0]
+    np.testing.assert_array_equal(sounds["none"], sounds["base"])
+    np.testing.assert_allclose(sounds["merged"], sounds["applied"], atol=1e-3)
+    assert np.abs(sounds["applied"] - sounds["base"]).max() > 1e-2
+    assert read_metadata(tmp_path / "applied.wav")["model"] == f"tiny + {lora}"
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -208,6 +241,18 @@ def refused(run, monkeypatch, tmp_path):
         return out
 
     return refused
+
+
+def test_adapters_of_another_checkpoint_are_refused(refused, checkpoint_copy, tmp_path):
+    lora = tmp_path / "lora"
+    refused("no lora.json", "generate", "a tone", "-m", checkpoint_copy, "--lora", lora)
+    network = make_network(tiny_network(sequence_dim=384, pooled_dim=384))
+    add_adapters(network, LoRAConfig(rank=2))
+    save_adapters(lora, network, LoRAConfig(rank=2), checkpoint_copy)
+    refused("already exists", "merge-lora", checkpoint_copy, lora, "-o", lora)
+    save_weights(checkpoint_copy / "network.safetensors", network.state_dict())
+    for command in (["generate", "a tone", "-m", checkpoint_copy, "--lora", lora], ["merge-lora", checkpoint_copy, lora, "-o", "out"]):
+        refused("trained on another network", *command)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,9 @@ def generate(
     ] = None,
     classifier_scale: Annotated[float, typer.Option("--classifier-scale", help="How far at most.")] = 3.0,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="Fresh noise at every step.")] = False,
+    lora: Annotated[
+        Optional[str], typer.Option(help="Folder of adapters that were trained on this checkpoint; folder:0.5 takes half of them.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     vocoder: Vocoder = None,
@@ -60,8 +63,8 @@ def generate(
     generate_files(
         everything, out, model=model, duration=duration, steps=steps, seed=seed, level_db=level, guidance_scale=guidance,
         negative_prompt=negative_prompt, guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier,
-        classifier_scale=classifier_scale, stochastic=stochastic, device=device, dtype=dtype, vocoder=vocoder, compile=compile_,
-        spectrogram=spectrogram,
+        classifier_scale=classifier_scale, stochastic=stochastic, lora=lora, device=device, dtype=dtype, vocoder=vocoder,
+        compile=compile_, spectrogram=spectrogram,
     )  # fmt: skip
 
 
@@ -123,6 +126,20 @@ def pack(
 
     run(network, out, codec=codec, half=half)
     total = sum(p.stat().st_size for p in out.glob("*.safetensors"))
+    print(f"{out}: {total / 1e6:.1f} MB")
+
+
+@app.command("merge-lora")
+def merge_lora(
+    base: Annotated[str, typer.Argument(help="The checkpoint the adapters were trained on: its name or folder.")],
+    lora: Annotated[str, typer.Argument(help="Folder of the adapters, such as a LoRA run's export/; folder:0.5 takes half of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new checkpoint.")],
+) -> None:
+    """Write a checkpoint with adapters added to its weights, which needs no --lora any more."""
+    from meanaudio.pack import merge_lora as run
+
+    run(base, lora, out)
+    total = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
     print(f"{out}: {total / 1e6:.1f} MB")
 
 

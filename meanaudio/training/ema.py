@@ -24,7 +24,7 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 class PowerEMA:
-    """Averages of a network's parameters, weighted by (step)^gamma: early weights fade by themselves. Shards stay shards.
+    """Averages of a network's trained parameters, weighted by (step)^gamma: early weights fade by themselves. Shards stay shards.
 
     After step n the weights of step k have the share (k / n)^(gamma + 1) - ((k - 1) / n)^(gamma + 1). sigma_rel 0: the last weights.
     """
@@ -32,11 +32,11 @@ class PowerEMA:
     def __init__(self, network: nn.Module, sigma_rel: float) -> None:
         self.sigma_rel = sigma_rel
         self.exponent = gamma_of(sigma_rel) + 1 if sigma_rel > 0 else None
-        self.averages: dict[str, Tensor] = {name: p.detach().clone() for name, p in network.named_parameters()}
+        self.averages: dict[str, Tensor] = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Take in the weights after optimiser step `step` (1-based)."""
         keep = (1 - 1 / step) ** self.exponent if self.exponent is not None else 0.0
-        weights = [local(p.detach()) for p in network.parameters()]
+        weights = [local(p.detach()) for p in network.parameters() if p.requires_grad]
         torch._foreach_lerp_([local(average) for average in self.averages.values()], weights, 1 - keep)

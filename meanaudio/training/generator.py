@@ -12,7 +12,7 @@ from torch import nn
 
 from meanaudio import distributed
 from meanaudio.audio import limit_peak, save_audio
-from meanaudio.checkpoint import load_into, load_weights, save_weights, write_beside, write_json
+from meanaudio.checkpoint import link_file, load_into, load_weights, save_weights, write_beside, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
 from meanaudio.config import DISTILLED, CheckpointConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
@@ -21,6 +21,7 @@ from meanaudio.errors import InputError
 from meanaudio.evaluation.features import compare_audio
 from meanaudio.evaluation.hearing import make_listener
 from meanaudio.evaluation.latents import held_out_distance
+from meanaudio.models.lora import adapter_state, add_adapters, save_adapters
 from meanaudio.models.transformer import NETWORK_FILE, Transformer, load_network, make_network
 from meanaudio.objectives import make_objective
 from meanaudio.objectives.two_times import shown_guidance
@@ -29,12 +30,15 @@ from meanaudio.plots import save_spectrograms
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
 from meanaudio.steering import check_same_latents, codec_names
+from meanaudio.text import IN_CHECKPOINT, clap, flan_t5
 from meanaudio.training.log import mean_numbers
 from meanaudio.training.loop import Update
 from meanaudio.training.parallel import LossModule, compile_blocks, forward_pass, spread
 from meanaudio.training.validation import CHUNK, held_out_loss
 from meanaudio.types import Draws, LatentBatch, send
 
+# A network with the second interval starts as the function that one with the first was.
+SAME_AT_FIRST = {("none", "relative"), ("none", "decoupled")}
 SAMPLES = 6  # clips written at each evaluation
 HELD_OUT = 256  # items the held-out numbers are computed over
 
@@ -61,14 +65,14 @@ class GeneratorTask:
         self.batches = Prefetcher(self.prepare_batch, ahead=config.loading.ahead, stop=config.loop.steps)
         statistics = self.train.statistics
         self.mean, self.std = statistics.mean.to(self.device), statistics.std.to(self.device)
+        network = self.blank()
+        if config.init_from is not None:
+            self._continue_from(network, Path(config.init_from))
         self.null = self.train.null_text.to(self.device)
         self.objective = make_objective(config.objective, self._teacher())
         self.listener = make_listener(config.evaluation.extractor, str(self.device)) if config.evaluation.extractor else None
         if self.listener is not None and not (Path(config.codec_from or "") / VOCODER_FILE).is_file():
             raise InputError(f"evaluation.extractor = {config.evaluation.extractor!r} needs sound: codec_from has no {VOCODER_FILE}")
-        network = self.blank()
-        if config.init_from is not None:
-            self._continue_from(network, Path(config.init_from))
         network.checkpoint_activations = config.loop.checkpoint_activations
         self.networks: dict[str, nn.Module] = {"network": network}
         if config.loop.compile:
@@ -78,7 +82,10 @@ class GeneratorTask:
     def blank(self) -> Transformer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.loop.seed)
-            return make_network(self.config.network).to(self.device)
+            network = make_network(self.config.network)
+            if self.config.lora is not None:
+                add_adapters(network, self.config.lora)
+            return network.to(self.device)
 
     def _check_widths(self) -> None:
         config = self.config
@@ -89,13 +96,24 @@ class GeneratorTask:
             raise InputError(f"{self.train.name}: items are {widths} wide (latents, sequence, pooled), the network takes {wanted}")
 
     def _continue_from(self, network: nn.Module, folder: Path) -> None:
-        """Weights of an earlier stage; branches that start at zero may be new, everything else must fit."""
-        if self.train.index["codec_hash"] not in codec_names(folder, read_checkpoint_config(folder)):
+        """Weights of an earlier stage, and the normalisation it was trained with, whatever the statistics of this run's data are.
+
+        Branches that start at zero may be new, everything else must fit. With adapters nothing but these may be new.
+        """
+        found, config = read_checkpoint_config(folder), self.config
+        if self.train.index["codec_hash"] not in codec_names(folder, found):
             raise InputError(f"{folder}: trained on latents of another codec")
+        if found.text.encoder != config.text.encoder:
+            raise InputError(f"{folder}: trained with text encoder {found.text.encoder!r}, the config says {config.text.encoder!r}")
+        before, now = found.network.interval, config.network.interval
+        if before != now and (before, now) not in SAME_AT_FIRST:
+            raise InputError(f"{folder}: its network has interval {before!r}; with network.interval {now!r} it would be another function")
         state = load_weights(folder / NETWORK_FILE)
         silent = ("interval_embedding", "guidance_embedding", "guidance_limits")
-        new = {k: v for k, v in network.state_dict().items() if k.split(".")[0] in silent}
+        own = {k: v for k, v in network.state_dict().items() if k.split(".")[0] in silent}
+        new = own if config.lora is None else adapter_state(network)
         load_into(network, {**{k: v for k, v in new.items() if k not in state}, **state}, folder / NETWORK_FILE)
+        self.mean, self.std = (torch.tensor(values, device=self.device) for values in (found.latent_mean, found.latent_std))
 
     def _teacher(self) -> Transformer | None:
         """The frozen network that a distillation learns from. Raises InputError if it cannot teach this run's network."""
@@ -215,13 +233,19 @@ class GeneratorTask:
         return {f"{self.listener.name}_{key}": value for key, value in heard.items()}
 
     def export(self, network: nn.Module, folder: Path) -> None:
-        """A complete checkpoint: config.json, network.safetensors and copies of the codec's parts that exist."""
+        """A complete checkpoint: config.json, network.safetensors, and the codec's and the text encoder's files; or adapters alone."""
         config, source = self.config, Path(self.config.codec_from or "")
         folder.mkdir(parents=True, exist_ok=True)
+        if config.lora is not None:
+            save_adapters(folder, network, config.lora, Path(config.init_from or ""))
+            return
         save_weights(folder / NETWORK_FILE, network.state_dict())
         for name in (VAE_FILE, VOCODER_FILE):
             if (source / name).is_file():
                 write_beside(folder / name, partial(shutil.copyfile, source / name))
+        if config.text.encoder in IN_CHECKPOINT:
+            for file in (f for part in (clap, flan_t5) for f in (Path(config.text_from or source) / part.FOLDER).glob("*")):
+                link_file(file, folder / file.parent.name / file.name)
         scale = config.objective.scale
         described = CheckpointConfig(
             seconds=config.seconds,

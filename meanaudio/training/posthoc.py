@@ -19,6 +19,7 @@ from meanaudio.checkpoint import load_weights, read_json, save_weights
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE
 from meanaudio.config import TrainConfig, parse
 from meanaudio.errors import InputError
+from meanaudio.models.lora import LORA_FILE
 from meanaudio.models.tagger import TAGGER_FILE
 from meanaudio.models.transformer import NETWORK_FILE
 from meanaudio.training.ema import gamma_of
@@ -105,7 +106,7 @@ def reconstruct(run: Path, sigma_rel: float, out: Path, *, step: int | None = No
         raise InputError(f"{out} is the run's own; name a new folder")
     weights, error = fit(snapshots, sigma_rel, step)
 
-    file = TRAINED_FILE[config.task]
+    file = LORA_FILE if config.lora is not None else TRAINED_FILE[config.task]
     total = load_weights(run / "export" / file)  # what is not averaged, such as statistics, stays as the export has it
     averaged: dict[str, Tensor] = {}
     for weight, snapshot in zip(weights, snapshots, strict=True):
