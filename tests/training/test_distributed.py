@@ -16,10 +16,11 @@ from runs import assert_same_run, outcomes, rows, run, start, state_of, step_of,
 
 from meanaudio import distributed
 from meanaudio.checkpoint import load_weights, save_weights
-from meanaudio.config import ObjectiveConfig, constant
+from meanaudio.config import LoRAConfig, ObjectiveConfig, constant
 from meanaudio.data.order import epoch_order
 from meanaudio.distributed import Environment, process_group
 from meanaudio.errors import InputError, RankLost, TrainingDiverged
+from meanaudio.models.transformer import NETWORK_FILE, make_network
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.loop import Loop
 from meanaudio.training.parallel import whole
@@ -54,7 +55,9 @@ def save_gradients(config, path) -> dict[str, float]:
                 loss.backward()
 
         logs = task.step(2, 0.5, backward)
-        gradients = {name: whole(parameter.grad) for name, parameter in task.networks["network"].named_parameters()}
+        gradients = {
+            name: whole(parameter.grad) for name, parameter in task.networks["network"].named_parameters() if parameter.requires_grad
+        }
         if distributed.is_main():
             save_weights(path, gradients)
         return logs
@@ -90,6 +93,18 @@ def test_accumulated_parts_are_the_whole_batch(config, tmp_path, kind):
     assert_same_gradients(tmp_path / "one", tmp_path / "parts")
     for parallel in ("ddp", "fsdp"):
         assert_ran(start(save_gradients, with_loop(config, parallel=parallel, accumulate=2), tmp_path / parallel, ranks=2))
+        assert_same_gradients(tmp_path / "one", tmp_path / parallel)
+
+
+def test_adapters_and_activations_computed_twice_on_two_processes(config, tmp_path):
+    run(with_loop(config, steps=1), tmp_path / "base")
+    save_weights(tmp_path / "base" / "export" / NETWORK_FILE, fill(make_network(config.network), 3, 0.2).state_dict())
+    lora = config.model_copy(update={"init_from": str(tmp_path / "base" / "export"), "lora": LoRAConfig(rank=2)})
+    save_gradients(lora, tmp_path / "one")
+    assert all(name.endswith((".up.weight", ".down.weight")) for name in load_weights(tmp_path / "one"))
+    for parallel in ("ddp", "fsdp"):
+        twice = with_loop(lora, parallel=parallel, checkpoint_activations=True)
+        assert_ran(start(save_gradients, twice, tmp_path / parallel, ranks=2))
         assert_same_gradients(tmp_path / "one", tmp_path / parallel)
 
 
