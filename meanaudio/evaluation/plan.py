@@ -20,6 +20,8 @@ from meanaudio.evaluation.protocols import Protocol
 from meanaudio.evaluation.statistics import FeatureStatistics
 from meanaudio.pipeline import MeanAudio
 
+# what a protocol says, so that whoever says otherwise departs from it
+FIXED = ("limit", "steps", "clips_a_prompt", "duration", "level_db", "trim_db", "noise_db", "allow_missing", "unpaired")
 GENERATED_LEVEL_DB = -18.0  # what `generate` brings clips to
 
 
@@ -90,6 +92,8 @@ def make_plan(request: Request, protocol: Protocol, out: Path) -> Plan:
             request.model or DEFAULT_MODEL, out / "outputs", device=request.device, dtype=request.dtype, vocoder=request.vocoder
         )
     plan = Plan(_treatment(request, protocol, checkpoint), _hearing(request, protocol), checkpoint=checkpoint, paired=not request.unpaired)
+    if deviations := [name for name in FIXED if request.protocol is not None and getattr(request, name) != getattr(Request, name)]:
+        plan.notes.append(f"not as protocol {protocol.name} has it: {', '.join(deviations)}")
     _read_references(request, protocol, plan)
     prompts = _prompts(request, protocol, plan)
     if request.outputs is not None:
@@ -166,6 +170,8 @@ def _read_references(request: Request, protocol: Protocol, plan: Plan) -> None:
 def _prompts(request: Request, protocol: Protocol, plan: Plan) -> list[Prompt]:
     """The prompts, in order; where they name references, plan.references is narrowed to those."""
     if request.prompts is None:
+        if request.protocol is not None:
+            plan.notes.append(f"no list was given: all {len(plan.references)} references, {protocol.whose(len(plan.references))}")
         return [Prompt(name, clip.caption) for name, clip in plan.references.items()]
     prompts = read_prompts(request.prompts, id_columns=protocol.id_columns, lines_are=protocol.lines_are)
     named = [prompt for prompt in prompts if prompt.id]
@@ -179,8 +185,9 @@ def _prompts(request: Request, protocol: Protocol, plan: Plan) -> list[Prompt]:
     if len(first) < len(named) and request.protocol is None:
         raise InputError(f"{request.prompts}: {len(named) - len(first)} ids come more than once; ids must differ")
     if request.protocol is not None:
-        known = protocol.sizes.get(len(first), f"none of the usual {', '.join(map(str, protocol.sizes))}")
-        plan.notes.append(f"the list names {len(first)} clips: {known}")
+        if not named:
+            raise InputError(f"{request.prompts}: protocol {protocol.name} needs the ids of its clips")
+        plan.notes.append(f"the list names {len(first)} clips: {protocol.whose(len(first))}")
     if not named or not plan.paired:
         plan.paired = False
         return evenly([Prompt(key, prompt.caption) for key, prompt in first.items()] or prompts, request.limit)

@@ -36,6 +36,9 @@ class Protocol:
     def list_key(self, name: str) -> str:
         return name
 
+    def whose(self, size: int) -> str:
+        return self.sizes.get(size, f"none of the usual {', '.join(map(str, self.sizes))}")
+
 
 class AudioCaps(Protocol):
     """One seed a clip, 10 s, as loud as it comes, heard as it is. Clips are known by their YouTube ids, whatever is put around these."""

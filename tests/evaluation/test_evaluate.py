@@ -115,6 +115,34 @@ def test_outputs_are_those_of_generate_and_are_kept(tiny_checkpoint, tiny_manife
     run(out, tiny_manifest, model=str(tiny_checkpoint), seed=3)
 
 
+def test_any_option_of_generation_can_be_measured(tiny_checkpoint, tiny_manifest, tmp_path, monkeypatch, capsys):
+    words = (
+        "-m",
+        tiny_checkpoint,
+        "-r",
+        tiny_manifest,
+        "--split",
+        "val",
+        "-e",
+        "bands",
+        "--no-floor",
+        "--no-codec",
+        "-q",
+        "--device",
+        "cpu",
+    )
+    numbers = {}
+    for name, more in (("plain", ()), ("other", ("--with", "negative_prompt=a siren", "--guidance", 3))):
+        code, _, err = command(monkeypatch, capsys, *words, *more, "--shown", 0, "-o", tmp_path / name)
+        assert code == 0, err
+        numbers[name] = row(tmp_path / name, "tiny, 1 step")["numbers"]["bands"]["frechet"]
+    assert numbers["plain"] != numbers["other"]
+    path = next((tmp_path / "other" / "outputs").rglob("clip6.wav"))
+    assert read_metadata(path)["negative_prompt"] == "a siren" and read_metadata(path)["guidance_scale"] == 3
+    code, _, err = command(monkeypatch, capsys, *words, "--with", "magic=1", "-o", tmp_path / "out")
+    assert code == 2 and "no option of generation that can be set here: magic; there are " in err and "stochastic" in err
+
+
 def test_several_clips_a_prompt_are_paired_with_one_reference_and_differ(tiny_checkpoint, tiny_manifest, tmp_path):
     run(tmp_path, tiny_manifest, model=str(tiny_checkpoint), clips_a_prompt=3, splits=("val",), floor=False, codec=False)
     made = row(tmp_path, "tiny, 1 step")

@@ -88,6 +88,12 @@ def test_a_list_with_captions_a_bare_list_and_missing_clips(tiny_checkpoint, tes
     found = measure(tiny_checkpoint, test_split, bare, tmp_path / "b", steps=(1,), floor=False, codec=False, allow_missing=True)
     assert next(row for row in found["rows"] if row["kind"] == "outputs")["clips"] == 2
     assert any("1 of 3 listed clips have no reference" in note for note in found["notes"])
+    assert any("not as protocol audiocaps has it: steps, allow_missing" in note for note in found["notes"])
+    bare.write_text("")
+    table.write_text("caption\na dog barks\n")
+    for path, told in ((bare, "holds no prompt"), (table, "protocol audiocaps needs the ids")):
+        with pytest.raises(InputError, match=told):
+            measure(tiny_checkpoint, test_split, path, tmp_path / "c")
 
 
 def test_the_protocol_asks_for_the_fields_extractors():
