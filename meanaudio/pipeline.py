@@ -21,6 +21,7 @@ from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.shards import NULL_TEXT_FILE, read_null_text
 from meanaudio.errors import InputError
 from meanaudio.guidance import Classifier, ClassifierGuidance
+from meanaudio.memory import keep_freed_memory
 from meanaudio.models.lora import load_with_adapters
 from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
@@ -125,6 +126,8 @@ class MeanAudio:
         """
         folder = find_checkpoint(name_or_path)
         where = resolve_device(device)
+        if where.type == "cpu":
+            keep_freed_memory()
         precision = resolve_dtype(dtype, where)
         config = read_checkpoint_config(folder)
         finite = not check_sizes(folder)  # a converted checkpoint's weights were looked through when it was made

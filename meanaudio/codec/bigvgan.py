@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meanaudio.codec.fused_snake import fused_snake
+from meanaudio.codec.spectral_conv import SpectralConv1d
 
 TAPS = 12  # of the low-pass filter at twice the rate
 
@@ -78,8 +79,8 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int, dilations: Sequence[int]) -> None:
         super().__init__()
-        self.dilated = nn.ModuleList(nn.Conv1d(channels, channels, kernel, dilation=d, padding=d * (kernel // 2)) for d in dilations)
-        self.plain = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=kernel // 2) for _ in dilations)
+        self.dilated = nn.ModuleList(SpectralConv1d(channels, channels, kernel, d) for d in dilations)
+        self.plain = nn.ModuleList(SpectralConv1d(channels, channels, kernel) for _ in dilations)
         # in the order of use: before the first dilated convolution, before the first plain one, and so on
         self.activations = nn.ModuleList(SmoothSnake(channels) for _ in range(2 * len(dilations)))
 
@@ -127,9 +128,7 @@ class BigVGAN(nn.Module):
         for i, upsample in enumerate(self.upsamplers):
             with torch.autocast(mel.device.type, enabled=False):
                 x = upsample(x)
-            total = torch.zeros_like(x)
-            for block in self.blocks[i * side_by_side : (i + 1) * side_by_side]:
-                total = total + block(x)
-            x = total / side_by_side
+            first, *others = self.blocks[i * side_by_side : (i + 1) * side_by_side]
+            x = sum((block(x) for block in others), first(x)) / side_by_side
         with torch.autocast(mel.device.type, enabled=False):
             return self.conv_out(self.activation_out(x)).tanh().squeeze(1)

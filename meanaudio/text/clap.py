@@ -51,7 +51,9 @@ class ClapText:
 
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        tokens, mask = (x.to(self.device) for x in tokenize(self.tokenizer, captions))
+        tokens, mask = tokenize(self.tokenizer, captions)
+        longest = int(mask.sum(1).max())  # what is padding in every caption is masked, so it need not be computed
+        tokens, mask = tokens[:, :longest].to(self.device), mask[:, :longest].to(self.device)
         with computing_in(self.dtype, tokens.device):
             vectors = self.model(input_ids=tokens, attention_mask=mask.long()).text_embeds
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
