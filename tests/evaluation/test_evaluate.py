@@ -345,6 +345,7 @@ def test_the_page_is_static_complete_and_escapes_captions(tmp_path):
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "http" not in page.replace("http-equiv", "")
+    assert "KL: mean KL(reference || output)" in page and "CLAP:" not in page  # explained is what stands in the tables
     links = Links()
     links.feed(page)
     assert not links.tags & {"script", "link", "iframe", "object"}
