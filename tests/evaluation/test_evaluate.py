@@ -206,6 +206,8 @@ def test_stored_statistics_take_the_place_of_references(tmp_path):
     full, short = (row(tmp_path / name, "b")["numbers"]["bands"] for name in ("full", "short"))
     assert short["frechet"] == pytest.approx(full["frechet"], rel=1e-9)
     assert "kl" not in short and "kernel" not in short
+    assert "stored references for bands: 6 clips (names " in (tmp_path / "short" / "table.txt").read_text()
+    assert any("inception score of 6 clips, in 10 parts, cannot exceed 1" in note for note in results(tmp_path / "short")["notes"])
     with pytest.raises(InputError, match="no stored statistics of bands-with-text; there are some of bands"):
         run(tmp_path / "x", tmp_path / "full" / "references-bands.safetensors", outputs=b, extractors=("bands-with-text",))
     with pytest.raises(InputError, match="treat them alike"):
