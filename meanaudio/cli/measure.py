@@ -56,16 +56,17 @@ def benchmark(
 def tag(
     files: Annotated[list[Path], typer.Argument(help="Sound files.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print of each.")] = 5,
-    extractor: Annotated[str, typer.Option(help="Who listens: yamnet, panns or passt.")] = "yamnet",
-    weights: Annotated[Optional[Path], typer.Option(help="The extractor's weights file, where it comes with no package.")] = None,
+    extractor: Annotated[
+        str, typer.Option("--extractor", "-e", help="Who listens: yamnet, panns or passt; NAME=weights where they come with no package.")
+    ] = "yamnet",
     device: Device = None,
 ) -> None:
     """Say what is heard in sound files: the classes of highest score."""
-    from meanaudio.evaluation.extractors import make_extractor
+    from meanaudio.evaluation.hearing import Hearing, make_listener
     from meanaudio.evaluation.tag import tag_files
     from meanaudio.pipeline import resolve_device
 
-    listener = make_extractor(extractor, weights=weights, device=str(resolve_device(device)))
+    listener = make_listener(extractor, str(resolve_device(device)), Hearing())  # clips as they are
     unreadable: list[str] = []
     for path, classes in tag_files(files, listener, top=top, on_error=lambda path, message: unreadable.append(message)):
         print(f"{path}: " + ", ".join(f"{name} {score:.2f}" for name, score in classes))

@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,9 +21,9 @@ from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.errors import InputError
 from meanaudio.evaluation.first_sound import first_sound
-from meanaudio.evaluation.probe import Memory, machine_facts, matmul_rate, seconds_waited, synchronise
+from meanaudio.evaluation.probe import Memory, compiled_pieces, machine_facts, matmul_rate, seconds_waited, synchronise
 from meanaudio.evaluation.stages import Meter, Setting, make_clips, watched
-from meanaudio.evaluation.timings import Repeats, Report, summarise
+from meanaudio.evaluation.timings import Kernels, LeftOut, Repeats, Report, summarise
 from meanaudio.pipeline import MAX_DURATION, MIN_DURATION, MeanAudio, resolve_device, resolve_dtype
 from meanaudio.precision import DTYPES
 from meanaudio.sampling import uniform_times
@@ -87,18 +87,24 @@ def benchmark(
         first_sound(folder, str(where), vars(Setting(1, steps[0], duration[0], *way)), vocoder, prompts[0], cold) for way in ways if cold
     ]
     rates = {name: {"before": matmul_rate(where, DTYPES[name])} for name in dtype}
-    found = []
+    found: list[Repeats] = []
+    left_out: list[LeftOut] = []
+    kernels: dict[str, Kernels] = {}
     for kind, compiled in ways:
         pipeline = MeanAudio.from_pretrained(folder, str(where), kind, vocoder=vocoder, compile=compiled)
         facts |= {"parameters": _parameters(pipeline), "text_encoder": pipeline.encoder.fingerprint}
         facts |= {"vocoder": pipeline.codec.config.vocoder.kind, "vocoder_from": vocoder or "its own"}
         settings = [setting for setting in wanted if (setting.dtype, setting.compile) == (kind, compiled)]
-        found += _time(pipeline, settings, prompts, repeats, warm_up, clock, quiet)
+        timed, without, made = _time(pipeline, settings, prompts, repeats, warm_up, clock, quiet)
+        found, left_out = found + timed, left_out + without
+        kernels |= {kind: made} if compiled else {}
         del pipeline  # one at a time in memory
+    if not found:
+        raise InputError(f"no setting fits into the memory of {where}: {left_out[0].reason}")
     for name, rate in rates.items():
         rate["after"] = matmul_rate(where, DTYPES[name])
     peaks = {name: max(rate.values()) for name, rate in rates.items()}
-    return Report(facts, rates, colds, [summarise(repeats, peaks) for repeats in found], paper)
+    return Report(facts, rates, colds, [summarise(repeats, peaks) for repeats in found], left_out, kernels, paper)
 
 
 def _check(
@@ -189,31 +195,55 @@ def _time(
     warm_up: int,
     clock: Callable[[], float],
     quiet: bool,
-) -> list[Repeats]:
-    """Count operations, warm up, then time, the settings in turn."""
-    memory, found = Memory(pipeline.device), []
+) -> tuple[list[Repeats], list[LeftOut], Kernels]:
+    """Count operations, warm up, then time, the settings in turn. What does not fit into the device's memory is left out from then on."""
+    memory, found, left_out = Memory(pipeline.device), list[Repeats](), list[LeftOut]()
+
+    def fitting() -> list[Repeats]:
+        return [one for one in found if all(one.setting != other.setting for other in left_out)]
+
     bar = tqdm(total=len(settings) * (1 + warm_up + 2 * repeats), disable=quiet, unit="generation", dynamic_ncols=True, mininterval=1)
+    before = compiled_pieces()
     with TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as told, bar:
         bench = _Bench(pipeline, prompts, Path(folder), clock)
         for setting in settings:
-            found.append(Repeats(setting, bench.flops(setting, repeats)))
-            for number in range(warm_up):
-                bench.generate(setting, number)
+            with _in_memory(setting, left_out):
+                found.append(Repeats(setting, bench.flops(setting, repeats)))
+                for number in range(warm_up):
+                    bench.generate(setting, number)
             bar.update(1 + warm_up)
+        warm = compiled_pieces()
         for number in range(repeats):
-            for one in found:
-                memory.restart()
-                for watching in (number % 2 == 1, number % 2 == 0):  # which goes first changes
-                    if watching:
-                        meter = bench.watch(one.setting, number)
-                        one.watched.append(meter.totals())
-                        one.evaluations += meter.amounts["network"]
-                    else:
-                        seconds, waited = bench.plain(one.setting, number)
-                        one.plain.append(seconds)
-                        one.waited.append(waited)
-                one.memory.append((memory.peak_device(), memory.peak_host()))
+            for one in fitting():
+                with _in_memory(one.setting, left_out):
+                    _repeat(bench, memory, one, number)
                 bar.update(2)
     for message in dict.fromkeys(str(warning.message) for warning in told):  # each once, not at every generation
         warnings.warn(message, stacklevel=2)
-    return found
+    return fitting(), left_out, Kernels.between(before, warm, compiled_pieces())
+
+
+@contextmanager
+def _in_memory(setting: Setting, left_out: list[LeftOut]) -> Iterator[None]:
+    """A device that runs out of memory here costs this setting alone, and it is told: hours of others may have been measured already."""
+    try:
+        yield
+    except RuntimeError as error:  # CUDA has a class for it, MPS has not
+        if "out of memory" not in str(error):
+            raise
+        left_out.append(LeftOut(setting, str(error).splitlines()[0]))
+
+
+def _repeat(bench: _Bench, memory: Memory, one: Repeats, number: int) -> None:
+    """One plain and one watched generation of one setting."""
+    memory.restart()
+    for watching in (number % 2 == 1, number % 2 == 0):  # which goes first changes
+        if watching:
+            meter = bench.watch(one.setting, number)
+            one.watched.append(meter.totals())
+            one.evaluations += meter.amounts["network"]
+        else:
+            seconds, waited = bench.plain(one.setting, number)
+            one.plain.append(seconds)
+            one.waited.append(waited)
+    one.memory.append((memory.peak_device(), memory.peak_host()))

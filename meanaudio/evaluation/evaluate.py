@@ -30,6 +30,8 @@ from meanaudio.evaluation.report import DIRECTION, NEAR_DUPLICATE, QUIET_DB, Rep
 from meanaudio.evaluation.signal import inspect
 from meanaudio.pipeline import resolve_device
 
+LEAST_FOR_INCEPTION = 10 * metrics.SPLITS  # clips: below, the score's bound is lower than what real clips would get
+
 
 def evaluate(request: Request, out: Path, *, cache: Path | None = None, shown: int = 24, progress_bar: bool = True) -> Report:
     """Make or read the outputs, listen to them and to the references, compare; write results.json, table.txt, clips.jsonl, index.html,
@@ -249,6 +251,12 @@ def _notes(plan: Plan, rows: Sequence[Row], extractors: Sequence[Listener]) -> l
                 f"{extractor.name}: as few as {fewest} rows for a covariance in {extractor.dim} dimensions, which is singular: its Fréchet "
                 "distance lies far above that of many clips, falls as clips are added, and compares only with distances of as many rows; "
                 "the kernel distance has no such bias"
+            )
+        clips = min((len(row.made.sounds) for row in rows if "inception" in row.numbers[extractor.name]), default=LEAST_FOR_INCEPTION)
+        if clips < LEAST_FOR_INCEPTION:
+            notes.append(
+                f"{extractor.name}: an inception score of {clips} clips, in {metrics.SPLITS} parts, cannot exceed "
+                f"{max(1, clips // metrics.SPLITS)}, the clips of a part: nothing can be read from it"
             )
         rates = {signal.sample_rate for row in rows if row.kind == "outputs" for signal in row.signals.values()}
         if min(rates) < extractor.sample_rate:

@@ -21,8 +21,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100re
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
-.clips { display: flex; flex-wrap: wrap; gap: 1rem }
-figure { margin: 0; width: 15.5rem }
+.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .8rem }
+figure { margin: 0 }
 figure img, figure audio { width: 100% }
 figcaption, .facts, .note { color: #555; font-size: 13px }
 h2 { margin-top: 2.5rem; font-size: 1.1rem }
@@ -39,7 +39,9 @@ def write_gallery(folder: Path, report: Report, shown: int) -> Path:
     body = [f"<h1>Evaluation</h1><pre class='facts'>{escape(report.facts_text())}</pre>"]
     for extractor in report.extractors:
         body.append(f"<h2>{escape(extractor['name'])}</h2>" + _table(*report.numbers_table(extractor["name"])))
-    body.append(f"<p class='note'>{'; '.join(f'{escape(head)}: {escape(what)}' for head, what in NUMBERS.values())}</p>")
+    found = {key for row in report.rows for numbers in row.numbers.values() for key in numbers}
+    meant = [f"{head}: {what}" for key, (head, what) in NUMBERS.items() if key in found]
+    body.append(f"<p class='note'>{escape('; '.join(meant))}</p>")
     body.append("<h2>Signal checks</h2>" + _table(*report.signal_table()))
     body += [f"<p class='note'>{escape(note)}</p>" for note in report.notes]
     lead = next((row for row in rows if row.kind == "references"), rows[0])
@@ -77,7 +79,12 @@ def _figure(folder: Path, row: Row, number: int, sound: Sound) -> str:
         path = save_audio(stem.with_name(stem.name + ".wav"), limit_peak(audio, 1.0), rate)
     picture = stem.with_name(stem.name + ".png")
     save_spectrogram(picture, audio, rate)
-    details = [f"{key} {value:.2f}" for clips in row.clip_numbers.values() for key, value in clips.get(sound.name, {}).items()]
+    several = len(row.clip_numbers) > 1
+    details = [
+        f"{f'{extractor} ' if several else ''}{NUMBERS[key][0]} {value:.2f}"
+        for extractor, clips in row.clip_numbers.items()
+        for key, value in clips.get(sound.name, {}).items()
+    ]
     details += row.signals[sound.name].faults
     label = escape(", ".join([row.label, *details]))
     return (

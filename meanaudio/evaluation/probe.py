@@ -52,6 +52,17 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, largest: int = 8192
     return best
 
 
+def compiled_pieces() -> tuple[int, int]:
+    """(tried, made): pieces of code that torch.compile has been given in this process, and those of them that became kernels.
+
+    A piece is tried again for shapes that its kernels were not made for. The others run as they are; torch's log says why.
+    """
+    from torch._dynamo.utils import counters  # slow to import: a process that compiles nothing has no need of it
+
+    frames = counters["frames"]
+    return frames["total"], frames["ok"]
+
+
 class Memory:
     """Most bytes in use since the process began, or since `restart`. host: resident in this process. device: None where it is the host."""
 

@@ -129,6 +129,8 @@ class Report:
             lines.append(f"{references['clips']} references{splits} (names {references['names_sha256'][:12]}): {rates}; {spread}")
             if references["treated"]:
                 lines.append("  of them " + ", ".join(f"{n} {DONE[what]}" for what, n in references["treated"].items()))
+        for name, stored in (self.facts["stored_references"] or {}).items():
+            lines.append(f"stored references for {name}: {stored.get('clips')} clips (names {str(stored.get('names_sha256'))[:12]})")
         length = "as it comes" if treatment["duration"] is None else f"cut or zero-padded to {treatment['duration']:g} s"
         level = "as loud as it comes" if treatment["level_db"] is None else f"brought to {treatment['level_db']:g} dBFS"
         lines.append(f"every clip, output or reference: {length}, {level}; resampled to each extractor's rate")

@@ -136,13 +136,43 @@ def summarise(found: Repeats, peaks: Mapping[str, float]) -> Result:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A setting that ran out of the device's memory, and what was said then."""
+
+    setting: Setting
+    reason: str
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Pieces of code that torch.compile made kernels of; those that it could not, which ran as they are; and those tried while the clock
+    ran, whose time is inside the timings.
+    """
+
+    made: int
+    as_they_are: int
+    late: int
+
+    @staticmethod
+    def between(before: tuple[int, int], warm: tuple[int, int], after: tuple[int, int]) -> Kernels:
+        """Of three counts (tried, made): before anything ran, after the warm-up, at the end."""
+        tried, made = after[0] - before[0], after[1] - before[1]
+        return Kernels(made, tried - made, after[0] - warm[0])
+
+
+@dataclass(frozen=True)
 class Report:
-    """facts: of machine, checkpoint and run. matmul: dtype -> FLOP/s of matrix products, before and after the timing."""
+    """facts: of machine, checkpoint and run. matmul: dtype -> FLOP/s of matrix products, before and after the timing.
+
+    kernels: dtype -> of the compiled twin.
+    """
 
     facts: dict[str, Any]
     matmul: dict[str, dict[str, float]]
     first_sound: list[FirstSound]
     results: list[Result]
+    left_out: list[LeftOut]
+    kernels: dict[str, Kernels]
     paper: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -164,6 +194,12 @@ class Report:
         ]
         for dtype, rate in self.matmul.items():
             lines.append(f"matrix products, {dtype}: {rate['before'] / 1e9:.4g} GFLOP/s before, {rate['after'] / 1e9:.4g} after")
+        for dtype, kernels in self.kernels.items():
+            lines.append(f"torch.compile, {dtype}: kernels of {kernels.made} pieces of code")
+            if kernels.as_they_are:
+                lines[-1] += f"; NOT COMPILED: {kernels.as_they_are}, which ran as they are (torch's log above says why)"
+            if kernels.late:
+                lines[-1] += f"; {kernels.late} MADE WHILE TIMING: give more --warm-up"
         return "\n".join(lines)
 
     def _speed(self) -> str:
@@ -176,6 +212,7 @@ class Report:
             rows.append([str(i), str(r.setting), *times, *noise, f"{r.rtf:.4f}", f"{r.clips_per_second:.3g}", *memory])
         busy = max((r.waited for r in self.results if r.waited is not None), default=0)
         note = f"\nBUSY: other work had the cores {busy:.0%} of the time; these times are too long" if busy > BUSY else ""
+        note += "".join(f"\nLEFT OUT: {x.setting}: {x.reason}" for x in self.left_out)
         return f"end to end: prompts in, wav files out\n{_aligned(rows)}{note}"
 
     def _stages(self) -> str:

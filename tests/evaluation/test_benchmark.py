@@ -19,9 +19,9 @@ from meanaudio.evaluation import benchmark as module
 from meanaudio.evaluation import first_sound as cold_module
 from meanaudio.evaluation.benchmark import ATTENTION, PAPER_STEPS, benchmark, read_prompts
 from meanaudio.evaluation.first_sound import PHASES, first_sound
-from meanaudio.evaluation.probe import Memory, matmul_rate, synchronise
+from meanaudio.evaluation.probe import Memory, compiled_pieces, matmul_rate, synchronise
 from meanaudio.evaluation.stages import STAGES, Meter, Setting, watched
-from meanaudio.evaluation.timings import Repeats, Report, Result, Stage, Times, compare, read_earlier, save, summarise
+from meanaudio.evaluation.timings import Kernels, Repeats, Report, Result, Stage, Times, compare, read_earlier, save, summarise
 from meanaudio.models.transformer import Transformer
 from meanaudio.pipeline import MAX_PROMPT, Audio, MeanAudio
 
@@ -287,6 +287,66 @@ def test_a_report_agrees_with_itself_and_not_with_one_twice_as_slow(report, tmp_
     path.write_text(json.dumps(values | {"format": 99}), encoding="utf-8")
     with pytest.raises(InputError, match="format 99"):
         read_earlier(path)
+
+
+@pytest.mark.parametrize("lasts", [0, 3])
+def test_what_does_not_fit_into_memory_is_told_and_the_rest_is_measured(clock, tiny_checkpoint, fast_text, monkeypatch, lasts):
+    """Batch 3 fails at its first generation, or when it has been timed already."""
+    decode, seen = MelVAE.decode, []
+
+    def small(vae, latents):
+        seen.extend([latents.shape[0]] * (latents.shape[0] == 3))
+        if len(seen) > lasts:
+            seen.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd much more.")
+        return decode(vae, latents)
+
+    monkeypatch.setattr(MelVAE, "decode", lambda vae, z: decode(vae, z) if len(z) != 3 else small(vae, z))
+    report = benchmark(tiny_checkpoint, batch=[1, 3, 2], repeats=3, warm_up=0, cold=0, device="cpu", clock=clock)
+    assert [r.setting.batch for r in report.results] == [1, 2]
+    assert all(len(r.seconds) == 3 for r in report.results)
+    assert [(x.setting.batch, x.reason) for x in report.left_out] == [(3, "CUDA out of memory. Tried to allocate 2.00 GiB.")]
+    assert "LEFT OUT: batch 3, 1 step(s), 1.024 s, float32, eager: CUDA out of memory. Tried to allocate 2.00 GiB.\n" in report.to_text()
+    json.dumps(report.to_json(), allow_nan=False)
+    if lasts == 0:
+        with pytest.raises(InputError, match="no setting fits into the memory of cpu: CUDA out of memory"):
+            benchmark(tiny_checkpoint, batch=[3], repeats=1, warm_up=0, cold=0, device="cpu", clock=clock)
+
+
+def test_another_failure_is_not_taken_for_a_lack_of_memory(clock, tiny_checkpoint, fast_text, monkeypatch):
+    def broken(vae, latents):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(MelVAE, "decode", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        benchmark(tiny_checkpoint, repeats=1, warm_up=0, cold=0, device="cpu", clock=clock)
+
+
+def test_what_was_not_compiled_is_told(report):
+    assert Kernels.between((2, 2), (9, 8), (12, 10)) == Kernels(made=8, as_they_are=2, late=3)
+    text = replace(report, kernels={"bf16": Kernels(8, 2, 3)}).to_text()
+    assert "torch.compile, bf16: kernels of 8 pieces of code; NOT COMPILED: 2, which ran as they are" in text
+    assert "3 MADE WHILE TIMING: give more --warm-up" in text
+    text = replace(report, kernels={"bf16": Kernels(8, 0, 0)}).to_text()
+    assert "kernels of 8 pieces of code\n" in text
+    assert "torch.compile" not in report.to_text()
+
+
+def test_compiled_pieces_are_counted():
+    """With a compiler that makes nothing, and one that fails: torch runs the code as it is, as `from_pretrained` has it do."""
+    torch.compiler.reset()
+    x, before = torch.ones(3), compiled_pieces()
+    assert torch.equal(torch.compile(lambda x: x + 1, backend="eager")(x), x + 1)
+    warm = compiled_pieces()
+    assert Kernels.between(before, warm, warm) == Kernels(1, 0, 0)
+
+    def broken(graph, inputs):
+        raise ValueError("no kernels here")
+
+    with torch._dynamo.config.patch(suppress_errors=True):
+        assert torch.equal(torch.compile(lambda x: x + 2, backend=broken)(x), x + 2)
+    assert Kernels.between(before, warm, compiled_pieces()) == Kernels(1, 1, 1)
+    torch.compiler.reset()
 
 
 def test_the_papers_protocol(clock, tiny_checkpoint, fast_text):

@@ -206,6 +206,8 @@ def test_stored_statistics_take_the_place_of_references(tmp_path):
     full, short = (row(tmp_path / name, "b")["numbers"]["bands"] for name in ("full", "short"))
     assert short["frechet"] == pytest.approx(full["frechet"], rel=1e-9)
     assert "kl" not in short and "kernel" not in short
+    assert "stored references for bands: 6 clips (names " in (tmp_path / "short" / "table.txt").read_text()
+    assert any("inception score of 6 clips, in 10 parts, cannot exceed 1" in note for note in results(tmp_path / "short")["notes"])
     with pytest.raises(InputError, match="no stored statistics of bands-with-text; there are some of bands"):
         run(tmp_path / "x", tmp_path / "full" / "references-bands.safetensors", outputs=b, extractors=("bands-with-text",))
     with pytest.raises(InputError, match="treat them alike"):
@@ -345,6 +347,7 @@ def test_the_page_is_static_complete_and_escapes_captions(tmp_path):
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "http" not in page.replace("http-equiv", "")
+    assert "KL: mean KL(reference || output)" in page and "CLAP:" not in page  # explained is what stands in the tables
     links = Links()
     links.feed(page)
     assert not links.tags & {"script", "link", "iframe", "object"}

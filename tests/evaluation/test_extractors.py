@@ -308,7 +308,9 @@ def test_tag_prints_the_classes_of_highest_score(monkeypatch, capsys, tmp_path):
     assert "quiet" in captured.out and "loud" in captured.out
     assert captured.err.count("error: ") == 1 and "text.wav" in captured.err
     assert call(monkeypatch, "tag", tmp_path / "1.wav", "--extractor", "vggish") == 2
-    assert "vggish-10086976.pth" in capsys.readouterr().err
+    assert "vggish-10086976.pth from " in (err := capsys.readouterr().err) and "vggish=FILE" in err
+    assert call(monkeypatch, "tag", tmp_path / "1.wav", "-e", f"panns={tmp_path / '1.wav'}") == 2
+    assert "another file, or a damaged one" in capsys.readouterr().err
     monkeypatch.setattr(Levels, "classes", None)
     assert call(monkeypatch, "tag", tmp_path / "1.wav", "--device", "cpu") == 2
     assert "'levels' has no class names" in capsys.readouterr().err

@@ -70,13 +70,13 @@ def test_the_distance_of_statistics_is_that_of_the_rows():
 @pytest.mark.slow
 def test_2048_dimensions_take_seconds():
     a, b = normals(1000, 2048), normals(1000, 2048, seed=1) * 1.1
-    start = time.perf_counter()
+    start = time.process_time()  # of all cores, whatever else they do: 8 s on two of them
     by_samples = frechet_distance_of_samples(a, b)
-    of_samples, start = time.perf_counter() - start, time.perf_counter()
+    of_samples, start = time.process_time() - start, time.process_time()
     by_statistics = FeatureStatistics.of(a).frechet_distance(FeatureStatistics.of(b))
-    of_statistics = time.perf_counter() - start
+    of_statistics = time.process_time() - start
     assert by_samples == pytest.approx(by_statistics, rel=1e-9)
-    assert of_samples < of_statistics < 60  # 2 s alone on two cores; other processes may be running
+    assert of_samples < of_statistics < 16
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

@@ -94,7 +94,7 @@ def find_folder(weights: Path | None) -> Path:
             cached = None
         if not isinstance(cached, str):
             raise InputError(
-                f"CLAP's files are neither in a folder {repo} nor in the Hugging Face cache: hf download {REPO}, or give --weights FOLDER"
+                f"CLAP's files are neither in a folder {repo} nor in the Hugging Face cache: hf download {REPO}, or give clap=FOLDER"
             )
         folder = Path(cached).parent
     missing = [name for name in FILES if not (folder / name).is_file()]

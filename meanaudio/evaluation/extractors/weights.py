@@ -49,7 +49,7 @@ def read_published(module: nn.Module, path: Path, *, wrappers: Iterable[str] = (
 def need_file(path: Path | None, name: str, file: str, url: str) -> Path:
     """The weights file that the user named. Raises InputError that says what to download from where."""
     if path is None:
-        raise InputError(f"extractor {name!r} needs its weights: download {file} from {url} and give it with --weights")
+        raise InputError(f"extractor {name!r} needs its weights: download {file} from {url} and give the file, {name}=FILE")
     if not path.is_file():
         raise InputError(f"no such weights file: {path} (extractor {name!r} wants {file} from {url})")
     return path

