@@ -35,3 +35,27 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's own setting")
 def test_freed_blocks_are_not_faulted_in_again():
     assert faults("keep") < 0.05 * faults("give back")
+
+
+HELD = """
+from pathlib import Path
+import numpy as np
+from meanaudio.memory import give_back_freed_memory, keep_freed_memory
+
+keep_freed_memory()
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = resident()
+blocks = [np.full(4 << 20, 1, np.float32) for _ in range(16)]  # 256 MB
+del blocks
+kept = resident() - before
+give_back_freed_memory()
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own setting")
+def test_kept_memory_can_be_given_back():
+    made = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    kept, left = map(int, made.stdout.split())
+    if kept > 200e6:  # with another C library it went at once
+        assert left < 20e6

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import meanaudio
+from meanaudio.memory import give_back_freed_memory
 
 
 def synchronise(device: torch.device) -> None:
@@ -85,6 +86,7 @@ class Memory:
     def restart(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+        give_back_freed_memory()
         with suppress(OSError):
             self.MARK.write_text("5", encoding="ascii")
 
