@@ -30,7 +30,7 @@ def check_candidates(name: str, scorer: Scorer | None, num_candidates: int, keep
 
 
 def candidate_seeds(first: int, clips: int, num_candidates: int) -> list[int]:
-    """Seeds of all candidates, clip by clip: candidate j of clip k has first + k + j STRIDE, modulo 2^63: candidate 0 has the clip's own."""
+    """Seeds of all candidates, clip by clip: candidate j of clip k has first + k + j STRIDE, modulo 2^63, so candidate 0 its own."""
     return [(first + k + j * STRIDE) % SEEDS for k in range(clips) for j in range(num_candidates)]
 
 
