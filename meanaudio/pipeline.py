@@ -252,7 +252,7 @@ class MeanAudio:
         _check(prompts, duration, negative_prompt, seed, level_db)
         if duration > 1.5 * self.config.seconds:
             warnings.warn(f"{self.name} was trained on {self.config.seconds:g} s; {duration:g} s may drift or repeat", stacklevel=2)
-        check_candidates(self.name, self.scorer, num_candidates, keep)
+        check_candidates(self.name, self.scorer is not None, num_candidates, keep)
         first = secrets.randbelow(2**31) if seed is None else seed
         seeds = candidate_seeds(first, len(prompts), num_candidates)
         text, steering = self.steer(

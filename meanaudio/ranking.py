@@ -19,13 +19,13 @@ SEEDS = 2**63
 SHOWN_WORDS, SHOWN_PROMPTS = 8, 3
 
 
-def check_candidates(name: str, scorer: Scorer | None, num_candidates: int, keep: int) -> None:
+def check_candidates(name: str, has_scorer: bool, num_candidates: int, keep: int) -> None:
     """Raises InputError for numbers out of range, and for a ranking that a checkpoint without a scorer cannot make."""
     if not 1 <= num_candidates <= MAX_CANDIDATES:
         raise InputError(f"num_candidates = {num_candidates}: must be from 1 to {MAX_CANDIDATES}")
     if not 1 <= keep <= num_candidates:
         raise InputError(f"keep = {keep}: must be from 1 to num_candidates, which is {num_candidates}")
-    if num_candidates > 1 and scorer is None:
+    if num_candidates > 1 and not has_scorer:
         raise InputError(f"num_candidates = {num_candidates}: {name} has no scorer to rank them with (docs/scorer.md); use 1")
 
 

@@ -41,8 +41,8 @@ def test_the_best_of_each_clip_come_first_and_ties_go_to_the_earlier():
 )
 def test_numbers_out_of_range_are_refused(count, keep, told):
     with pytest.raises(InputError, match=told):
-        check_candidates("tiny", None, count, keep)
-    check_candidates("tiny", None, 1, 1)
+        check_candidates("tiny", False, count, keep)
+    check_candidates("tiny", False, 1, 1)
 
 
 def test_only_prompts_far_from_all_that_is_known_are_told(tmp_path, tiny_checkpoint):

@@ -23,6 +23,7 @@ def benchmark(
         Optional[list[float]], typer.Option("--duration", "-d", help="Seconds of a clip; the checkpoint's own length if left out.")
     ] = None,
     dtype: Annotated[Optional[list[str]], typer.Option(help="float32, bf16; the device's own if left out.")] = None,
+    candidates: Annotated[Optional[list[int]], typer.Option("--candidates", "-n", help="Drawn for each clip; 1 if left out.")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Time everything compiled as well.")] = False,
     vocoder: Annotated[Optional[str], typer.Option(help="'fast', or a checkpoint whose vocoder to use; its own if left out.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's protocol: batch 1, 10 s, 1, 2, 5 and 25 steps, 100 prompts.")] = False,
@@ -42,8 +43,8 @@ def benchmark(
 
     earlier = None if against is None else read_earlier(against)
     report = run(
-        model, batch=batch, steps=steps, duration=duration, dtype=dtype, compile=compile_, vocoder=vocoder, paper=paper, repeats=repeats,
-        warm_up=warm_up, cold=cold, device=device, quiet=quiet,
+        model, batch=batch, steps=steps, duration=duration, dtype=dtype, candidates=candidates, compile=compile_, vocoder=vocoder,
+        paper=paper, repeats=repeats, warm_up=warm_up, cold=cold, device=device, quiet=quiet,
     )  # fmt: skip
     print(report.to_text())
     if earlier is not None:

@@ -48,7 +48,11 @@ def test_what_it_knows_is_nearest_to_itself(folder):
 
 @pytest.mark.parametrize(
     ("known", "told"),
-    [({"a dog barks": 3}, r"misshaped known_text"), ({}, "number of its recordings"), ({"a": 0, "b": 1, "c": 1}, "number of its recordings")],
+    [
+        ({"a dog barks": 3}, r"misshaped known_text"),
+        ({}, "number of its recordings"),
+        ({"a": 0, "b": 1, "c": 1}, "number of its recordings"),
+    ],
 )
 def test_a_list_that_is_not_the_weights_own_is_refused(folder, known, told):
     write_json(folder / KNOWN_FILE, known)

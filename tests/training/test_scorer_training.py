@@ -81,9 +81,7 @@ def test_captions_that_say_nearly_the_same_are_no_counterexamples():
 
 def test_no_scale_grows_without_bound():
     cosines = torch.eye(2)
-    at_bound, beyond = (
-        contrastive_loss(cosines, torch.zeros(2, 2, dtype=torch.bool), torch.tensor([x]).log())[0] for x in (50.0, 5000.0)
-    )
+    at_bound, beyond = (contrastive_loss(cosines, torch.zeros(2, 2, dtype=torch.bool), torch.tensor([x]).log())[0] for x in (50.0, 5000.0))
     assert at_bound == beyond
 
 
