@@ -199,13 +199,14 @@ def evaluate_text(
     model: Model = DEFAULT_MODEL,
     captions: Annotated[int, typer.Option(help="How many training captions to try.")] = 40,
     steps: Annotated[int, typer.Option(help="Network evaluations a clip.")] = 1,
+    candidates: Annotated[int, typer.Option("--candidates", "-n", help="Drawn for each clip; the best by the scorer is taken.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of captions, scenes and noise.")] = 0,
     device: Device = None,
 ) -> None:
     """Ask whether outputs are nearer to recordings of their own caption than to others."""
     from meanaudio.evaluation.text_match import text_match
 
-    print(text_match(model, manifest, count=captions, steps=steps, seed=seed, device=device).to_text())
+    print(text_match(model, manifest, count=captions, steps=steps, candidates=candidates, seed=seed, device=device).to_text())
 
 
 @app.command("benchmark-release")
