@@ -142,7 +142,8 @@ class _Job:
         if before.get("made_by") != self.facts["made_by"]:
             changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in self.facts.items() if k != "made_by" and before.get(k) != v]
             raise InputError(f"{self.out} holds shards made from other inputs; use a new folder. Changed: {'; '.join(changed)}")
-        write_json(self.out / CAPTIONS, captions)
+        if not (self.out / CAPTIONS).exists():  # folders of an earlier version have none
+            write_json(self.out / CAPTIONS, captions)
 
     def make_shards(self, threads: int, progress_bar: bool) -> None:
         """Write this worker's shards that are not there yet. Raises InputError as soon as too many items are left out."""
