@@ -60,7 +60,6 @@ def test_it_tells_what_it_knows_from_what_it_does_not(pipeline):
     assert not outside(pipeline, list(pipeline.scorer.known))
     found = {name: len(outside(pipeline, getattr(prompt_lists, name))) for name in ("REWORDED", "COMPOSED", "UNRELATED", "FOREIGN", "JUNK")}
     sizes = {name: len(getattr(prompt_lists, name)) for name in found}
-    print(found, sizes)
     assert found["REWORDED"] <= 5
     assert found["COMPOSED"] == 0
     assert all(found[name] >= sizes[name] - 3 for name in ("UNRELATED", "FOREIGN", "JUNK")), found
