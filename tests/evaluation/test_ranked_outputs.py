@@ -41,6 +41,8 @@ def test_a_table_says_that_the_scorer_judged_its_own_choice(run, fast_text, scor
     code, out, _ = run(*common, "--with", "num_candidates=3", "-o", tmp_path / "ranked")
     assert code == 0
     assert "scorer: scored, 1 step was ranked by a scorer; what it says of its own choice is not to be reported" in out
+    code, _, err = run(*common, "--with", "keep=2", "-o", tmp_path / "kept")
+    assert (code, "keep" in err) == (2, True)
     results = read_json(tmp_path / "ranked" / "results.json")
     row = next(row for row in results["rows"] if row["kind"] == "outputs")
     assert -1 <= row["numbers"]["scorer"]["clap"] <= 1
