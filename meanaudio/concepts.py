@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 
@@ -47,6 +47,12 @@ def concept_index(captions: Iterable[str]) -> dict[str, list[str]]:
 def frequent_concepts(captions: Iterable[str], count: int) -> tuple[str, ...]:
     """The first `count` words of `concept_index`."""
     return tuple(concept_index(captions))[:count]
+
+
+def leading_words(captions: Iterable[str], count: int) -> tuple[str, ...]:
+    """The `count` words that most captions begin with, idle words left out; of equals that which comes first."""
+    firsts = (next((word for word in words(caption) if len(word) > 2 and word not in IDLE), None) for caption in captions)
+    return tuple(word for word, _ in Counter(word for word in firsts if word is not None).most_common(count))
 
 
 def labels(texts: Sequence[str], concepts: Sequence[str]) -> list[list[bool]]:

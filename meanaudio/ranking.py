@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from meanaudio.concepts import concept_index
+from meanaudio.concepts import leading_words
 from meanaudio.errors import InputError
 from meanaudio.models.scorer import Scorer
 
@@ -46,14 +46,12 @@ def outside_notice(name: str, scorer: Scorer, prompts: Sequence[str], pooled: Te
     outside = list(dict.fromkeys((prompt, tuple(c for c, _ in near)) for prompt, near in found if near[0][1] < scorer.outside))
     if not outside:
         return None
-    index = concept_index(scorer.known)
-    words = sorted(index, key=lambda word: -sum(scorer.known[caption] for caption in index[word]))[:SHOWN_WORDS]
     told = [f"{shortened(prompt)} (nearest known: {', '.join(map(repr, near))})" for prompt, near in outside[:SHOWN_PROMPTS]]
     if more := len(outside) - len(told):
         told.append(f"and {more} more")
     return (
-        f"outside what {name} knows: {'; '.join(told)}. It knows {len(scorer.known)} captions, most of them of {', '.join(words)}: "
-        "`meanaudio knows` lists them"
+        f"outside what {name} knows: {'; '.join(told)}. It knows {len(scorer.known)} captions, that begin with words such as "
+        f"{', '.join(leading_words(scorer.known, SHOWN_WORDS))}; `meanaudio knows` lists them"
     )
 
 
