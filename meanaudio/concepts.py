@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 
@@ -30,15 +30,29 @@ def names(text: str, concept: str) -> bool:
     return any(name and all(word in found or f"{word}s" in found for word in name) for name in alternatives)
 
 
-def frequent_concepts(captions: Iterable[str], count: int) -> tuple[str, ...]:
-    """The `count` words that most captions hold, idle words left out; a word and its form with an s are one. Ties go by the alphabet."""
-    held: Counter[str] = Counter()
+def concept_index(captions: Iterable[str]) -> dict[str, list[str]]:
+    """Word -> captions that hold it, idle words left out; a word and its form with an s are one. That of most captions comes first, ties
+    go by the alphabet.
+    """
+    held: dict[str, list[str]] = defaultdict(list)
     for caption in captions:
-        held.update({word for word in words(caption) if len(word) > 2} - IDLE)
-    merged: Counter[str] = Counter()
-    for word, n in held.items():
-        merged[word[:-1] if word.endswith("s") and word[:-1] in held else word] += n
-    return tuple(sorted(sorted(merged), key=lambda word: -merged[word])[:count])
+        for word in {word for word in words(caption) if len(word) > 2} - IDLE:
+            held[word].append(caption)
+    merged: dict[str, list[str]] = defaultdict(list)
+    for word in sorted(held):
+        merged[word[:-1] if word.endswith("s") and word[:-1] in held else word] += held[word]
+    return dict(sorted(merged.items(), key=lambda entry: (-len(entry[1]), entry[0])))
+
+
+def frequent_concepts(captions: Iterable[str], count: int) -> tuple[str, ...]:
+    """The first `count` words of `concept_index`."""
+    return tuple(concept_index(captions))[:count]
+
+
+def leading_words(captions: Iterable[str], count: int) -> tuple[str, ...]:
+    """The `count` words that most captions begin with, idle words left out; of equals that which comes first."""
+    firsts = (next((word for word in words(caption) if len(word) > 2 and word not in IDLE), None) for caption in captions)
+    return tuple(word for word, _ in Counter(word for word in firsts if word is not None).most_common(count))
 
 
 def labels(texts: Sequence[str], concepts: Sequence[str]) -> list[list[bool]]:

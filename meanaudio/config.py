@@ -444,6 +444,23 @@ class TaggerConfig(Config):
     noise: float = Field(0.5, ge=0)
 
 
+class ScorerConfig(Config):
+    """The scorer that ranks candidates and knows what was taught (docs/scorer.md). dim: of the space that clips and captions share.
+
+    noise: as the tagger's. near: captions whose sentence vectors have this cosine or more are no counterexamples of each other.
+    known: how many captions, the most frequent first, the checkpoint keeps. outside: a prompt whose cosine to all of them is below this
+    counts as unknown; it belongs to the text encoder.
+    """
+
+    width: int = Field(64, gt=0)
+    blocks: int = Field(3, gt=0)
+    dim: int = Field(128, gt=0)
+    noise: float = Field(0.5, ge=0)
+    near: float = Field(0.9, gt=0, le=1)
+    known: int = Field(2000, gt=0)
+    outside: float = Field(0.5, ge=-1, le=1)
+
+
 class EvaluationConfig(Config):
     """What is asked of a generator at every evaluation besides its loss and distances of latents.
 
@@ -465,10 +482,10 @@ class LoRAConfig(Config):
 class TrainConfig(Config):
     """One training run. `task` says which network is trained and which of the sections matter."""
 
-    task: Literal["vae", "vocoder", "generator", "tagger"] = "generator"
+    task: Literal["vae", "vocoder", "generator", "tagger", "scorer"] = "generator"
     data: str = Field(
         "data/sounds",
-        description="vae, vocoder: a manifest; tagger: shards; generator: folder or URL with shards train/ and val/, or a manifest",
+        description="vae, vocoder: a manifest; tagger, scorer: shards; generator: folder or URL with shards train/ and val/, or a manifest",
     )
     mixture: tuple[MixedDataConfig, ...] = Field((), description="generator: further data sets; `data` has what their shares leave")
     codec_from: str | None = Field(None, description="folder of an earlier codec training whose parts are used")
@@ -485,6 +502,7 @@ class TrainConfig(Config):
     vae: VAETrainConfig = VAETrainConfig()
     vocoder: VocoderTrainConfig = VocoderTrainConfig()
     tagger: TaggerConfig = TaggerConfig()
+    scorer: ScorerConfig = ScorerConfig()
     lora: LoRAConfig | None = Field(None, description="generator: train low-rank adapters of init_from's network in place of its weights")
     optim: OptimConfig = OptimConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -527,11 +545,28 @@ class TrainConfig(Config):
 # ---------------------------------------------------------------- checkpoints
 
 
+class ScorerCheckpointConfig(Config):
+    """config.json of a scorer's folder, and the section of a checkpoint that has one. codec_hash: sha256 of the VAE file it listens to.
+
+    text, pooled_dim: the text encoder whose sentence vectors it reads.
+    """
+
+    format: Literal[1] = 1
+    codec_hash: str
+    text: TextConfig
+    latent_dim: int = Field(gt=0)
+    pooled_dim: int = Field(gt=0)
+    width: int = Field(gt=0)
+    blocks: int = Field(gt=0)
+    dim: int = Field(gt=0)
+    outside: float = Field(ge=-1, le=1)
+
+
 class CheckpointConfig(Config):
     """config.json of a complete checkpoint: everything inference needs to know.
 
     seconds: length of the training windows. codec_hash: sha256 of the VAE file the network was trained with.
-    guidance_range: the guidance scales [low, high] that a network which takes one was trained for.
+    guidance_range: the guidance scales [low, high] that a network which takes one was trained for. scorer: of a checkpoint that has one.
     latent_mean, latent_std: per channel; the network works on (latents - mean) / std.
     """
 
@@ -544,6 +579,7 @@ class CheckpointConfig(Config):
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     guidance_range: tuple[float, float] | None = None
+    scorer: ScorerCheckpointConfig | None = None
 
     @model_validator(mode="after")
     def _range_is_known(self):

@@ -5,6 +5,10 @@ class InputError(ValueError):
     """The caller gave something that cannot work. The message names the value and what would be right; the CLI exits with 2."""
 
 
+class OutsideKnowledge(UserWarning):
+    """A prompt is far from everything that the checkpoint was taught: there will be a sound, but hardly the one that was meant."""
+
+
 class TrainingDiverged(RuntimeError):
     """A loss or gradient was not finite; the message names the step and the batch's ids. The CLI exits with 1."""
 

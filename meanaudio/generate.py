@@ -20,15 +20,22 @@ def file_stem(prompt: str, index: int) -> str:
     return f"{index:02d}-{words[:50].strip('-')}" if words else f"{index:02d}"
 
 
-def target_paths(out: Path, prompts: Sequence[str]) -> list[Path]:
-    """`out` itself for one prompt and a file name; NN-words.wav inside it where it is a folder. Raises InputError for a mix-up."""
+def target_paths(out: Path, prompts: Sequence[str], keep: int = 1) -> list[Path]:
+    """`out` itself for one prompt and a file name; NN-words.wav inside it where it is a folder. Raises InputError for a mix-up.
+
+    keep: clips a prompt; where there are several, -1, -2, ... is added to each name.
+    """
     if out.suffix.lower() in SAVE_SUFFIXES:
         if len(prompts) > 1:
             raise InputError(f"{len(prompts)} prompts do not fit in one file {out}; give a folder")
-        return [out]
+        return _ranked(out, keep)
     if out.suffix and not out.is_dir():
         raise InputError(f"cannot write {out.name!r}: the suffix must be one of {', '.join(SAVE_SUFFIXES)}")
-    return [out / f"{file_stem(prompt, i)}.wav" for i, prompt in enumerate(prompts)]
+    return [path for i, prompt in enumerate(prompts) for path in _ranked(out / f"{file_stem(prompt, i)}.wav", keep)]
+
+
+def _ranked(path: Path, keep: int) -> list[Path]:
+    return [path] if keep == 1 else [path.with_name(f"{path.stem}-{rank}{path.suffix}") for rank in range(1, keep + 1)]
 
 
 def generate_files(
@@ -42,18 +49,19 @@ def generate_files(
     lora: str | None = None,
     vocoder: str | None = None,
     compile: bool = False,
+    keep: int = 1,
     **options,
 ) -> list[Path]:
-    """Generate every prompt and write it below `out`; print path, seed, level and speed. options: as MeanAudio.generate's."""
+    """Generate every prompt and write it below `out`; print path, seed, level and speed. keep, options: as MeanAudio.generate's."""
     if not prompts:
         raise InputError("no prompt given: meanaudio generate 'rain on a tin roof' -o rain.wav")
-    paths = target_paths(out, prompts)
+    paths = target_paths(out, prompts, keep)
     _check_plots(spectrogram)
     pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype, lora=lora, vocoder=vocoder, compile=compile)
     pipeline.encode_text(["warm up"])  # reads the encoder's weights, so that the time printed is that of generation
     began = time.perf_counter()
-    audio = pipeline.generate(list(prompts), **options)
-    _write(audio, paths, prompts, time.perf_counter() - began, str(pipeline.device), spectrogram)
+    audio = pipeline.generate(list(prompts), keep=keep, **options)
+    _write(audio, paths, time.perf_counter() - began, str(pipeline.device), spectrogram)
     return paths
 
 
@@ -68,7 +76,7 @@ def edit_file(
     sound = load_audio(recording, pipeline.sample_rate)
     began = time.perf_counter()
     audio = pipeline.edit(sound, list(prompts), **options)
-    _write(audio, paths, prompts, time.perf_counter() - began, str(pipeline.device), spectrogram)
+    _write(audio, paths, time.perf_counter() - began, str(pipeline.device), spectrogram)
     return paths
 
 
@@ -77,15 +85,17 @@ def _check_plots(spectrogram: bool) -> None:
         raise InputError("a spectrogram needs matplotlib, which is not installed: pip install matplotlib")
 
 
-def _write(audio: Audio, paths: Sequence[Path], prompts: Sequence[str], seconds: float, device: str, spectrogram: bool) -> None:
+def _write(audio: Audio, paths: Sequence[Path], seconds: float, device: str, spectrogram: bool) -> None:
     for i, path in enumerate(paths):
         audio.save(path, i)
-        clip, seed = audio.samples[i], audio.parameters[i].get("seed")
+        clip, told = audio.samples[i], audio.parameters[i]
         rms, peak = (f"{20 * x.clamp_min(1e-5).log10():.1f}" for x in (clip.square().mean().sqrt(), clip.abs().max()))
-        drawn = "" if seed is None else f"  seed {seed}"
+        drawn = f"  seed {told['seed']}" if "seed" in told else ""
+        if "score" in told:
+            drawn += f"  score {told['score']:.3f} (seed {told['chosen_seed']})"
         print(f"{path}{drawn}  {len(clip) / audio.sample_rate:.2f} s  rms {rms} dBFS  peak {peak} dBFS")
         if spectrogram:
-            save_spectrogram(path.with_suffix(".png"), clip, audio.sample_rate, prompts[i])
+            save_spectrogram(path.with_suffix(".png"), clip, audio.sample_rate, told["prompt"])
     length = audio.samples.numel() / audio.sample_rate
     print(
         f"{seconds:.2f} s for {length:.2f} s of sound: real-time factor {seconds / length:.4f} on {device}, "

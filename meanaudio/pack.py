@@ -10,37 +10,46 @@ import torch
 
 from meanaudio.checkpoint import HASHES_FILE, link_file, load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, with_vocoder
-from meanaudio.config import CheckpointConfig, parse
+from meanaudio.config import CheckpointConfig, ScorerCheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.shards import NULL_TEXT_FILE
 from meanaudio.errors import InputError
 from meanaudio.models.lora import load_with_adapters
+from meanaudio.models.scorer import KNOWN_FILE, SCORER_FILE
 from meanaudio.models.transformer import NETWORK_FILE
 from meanaudio.pipeline import MeanAudio, read_checkpoint_config
+from meanaudio.steering import codec_names
 from meanaudio.text import clap, flan_t5
 
 # What else a checkpoint may hold: the features of "" and, of a converted release, its text encoders. Copied as they are.
 BESIDE_THE_NETWORK = (NULL_TEXT_FILE, clap.FOLDER, flan_t5.FOLDER)
 
 
-def pack(network: Path, out: Path, *, codec: Path | None = None, half: bool = True) -> None:
+def pack(network: Path, out: Path, *, codec: Path | None = None, scorer: Path | None = None, half: bool = True) -> None:
     """Join a generator's export with a vocoder (its own, or that of the folder `codec`) into one checkpoint folder.
 
+    scorer: folder of the scorer to add; the network's own, if it has one, where left out.
     half: weights are stored as float16, computed with in float32. The VAE must be the one the network was trained with, so it is
-    always the generator's own. Raises InputError if the vocoder was made for other mels, or if the result does not load; `out` is then
-    left alone.
+    always the generator's own. Raises InputError if the vocoder was made for other mels, if the scorer listens to other latents or reads
+    another text encoder, or if the result does not load; `out` is then left alone.
     """
     config = parse(CheckpointConfig, read_json(network / "config.json"), str(network / "config.json"))
     source = codec or network
     if codec is not None:
         config = config.model_copy(update={"codec": with_vocoder(config.codec, codec)})
-    weights = {name: load_weights(folder / name) for folder, name in ((network, NETWORK_FILE), (network, VAE_FILE), (source, VOCODER_FILE))}
+    if scorer is not None:
+        config = config.model_copy(update={"scorer": _fitting(scorer, network, config)})
+    listener = [] if config.scorer is None else [(scorer or network, SCORER_FILE)]
+    parts = [(network, NETWORK_FILE), (network, VAE_FILE), (source, VOCODER_FILE), *listener]
+    weights = {name: load_weights(folder / name) for folder, name in parts}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:
         beside = Path(name)
         for file, state in weights.items():
             save_weights(beside / file, state, torch.float16 if half else None)
         write_json(beside / "config.json", config.model_dump(mode="json"))
+        for folder, _ in listener:
+            shutil.copyfile(folder / KNOWN_FILE, beside / KNOWN_FILE)
         for part in BESIDE_THE_NETWORK:
             if (network / part).is_dir():
                 shutil.copytree(network / part, beside / part)
@@ -52,6 +61,17 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, half: bool = Tr
             if (out / path.name).is_dir():
                 shutil.rmtree(out / path.name)
             path.replace(out / path.name)
+
+
+def _fitting(scorer: Path, network: Path, config: CheckpointConfig) -> ScorerCheckpointConfig:
+    """The config of the scorer in that folder. Raises InputError if it was trained for another codec or text encoder than the network."""
+    found = parse(ScorerCheckpointConfig, read_json(scorer / "config.json"), str(scorer / "config.json"))
+    codecs = codec_names(network, config)
+    if found.codec_hash not in codecs:
+        raise InputError(f"{scorer}: listens to latents of codec {found.codec_hash[:12]}, this network makes those of {min(codecs)[:12]}")
+    if found.text != config.text:
+        raise InputError(f"{scorer}: trained with text {found.text.model_dump()}, this network with {config.text.model_dump()}")
+    return found
 
 
 def merge_lora(base: str | Path, lora: str | Path, out: Path) -> None:

@@ -19,13 +19,15 @@ from meanaudio.codec.codec import Codec, load_codec
 from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.shards import NULL_TEXT_FILE, read_null_text
-from meanaudio.errors import InputError
+from meanaudio.errors import InputError, OutsideKnowledge
 from meanaudio.guidance import Classifier, ClassifierGuidance
 from meanaudio.memory import keep_freed_memory
 from meanaudio.models.lora import load_with_adapters
+from meanaudio.models.scorer import Scorer, load_scorer
 from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
 from meanaudio.precision import DTYPES, computing_in
+from meanaudio.ranking import best_of, candidate_seeds, check_candidates, outside_notice
 from meanaudio.sampling import integrate, integrate_stochastic, invert, per_sample_noises, uniform_times
 from meanaudio.steering import ALWAYS, Steering, check_steering, check_weaker, codec_names, steered_field, wanted_classes
 from meanaudio.text import TextEncoder, make_encoder
@@ -69,6 +71,7 @@ def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
 class Audio:
     """Generated sound. samples: [B, N] float32 on the CPU, peaks within 0.98. parameters: one dict a clip that makes it again.
 
+    Where candidates were ranked they also say the clip's score, and chosen_seed, which makes the clip again without its rivals.
     evaluations: of networks, a clip, on average.
     """
 
@@ -91,10 +94,10 @@ class MeanAudio:
 
     def __init__(
         self, config: CheckpointConfig, network: Transformer, codec: Codec, encoder: TextEncoder, *, name: str, dtype: torch.dtype,
-        null_text: TextFeatures | None = None, folder: Path | None = None,
+        null_text: TextFeatures | None = None, folder: Path | None = None, scorer: Scorer | None = None,
     ) -> None:  # fmt: skip
         self.config, self.network, self.codec, self.encoder = config, network, codec, encoder
-        self.name, self.dtype, self.folder = name, dtype, folder
+        self.name, self.dtype, self.folder, self.scorer = name, dtype, folder, scorer
         self.device = next(network.parameters()).device
         self.mean = torch.tensor(config.latent_mean, device=self.device)
         self.std = torch.tensor(config.latent_std, device=self.device)
@@ -144,8 +147,9 @@ class MeanAudio:
             for part in (network, codec.vae.decoder, codec.vocoder):
                 part.compile()
         null_text = read_null_text(folder) if (folder / NULL_TEXT_FILE).exists() else None
+        scorer = None if config.scorer is None else load_scorer(folder, config.scorer, finite=finite).to(where)
         name = folder.name if lora is None else f"{folder.name} + {lora}"
-        return MeanAudio(config, network, codec, encoder, name=name, dtype=precision, null_text=null_text, folder=folder)
+        return MeanAudio(config, network, codec, encoder, name=name, dtype=precision, null_text=null_text, folder=folder, scorer=scorer)
 
     # The three stages; `generate` is their composition, and a benchmark may time each.
 
@@ -226,6 +230,8 @@ class MeanAudio:
         classifier_scale: float = 3.0,
         stochastic: bool = False,
         seed: int | None = None,
+        num_candidates: int = 1,
+        keep: int = 1,
         level_db: float | None = -18.0,
     ) -> Audio:
         """One clip a prompt, exactly `duration` seconds (default: the length the checkpoint was trained at).
@@ -238,20 +244,25 @@ class MeanAudio:
         at up to `classifier_scale` (see guidance.classifier_guided), alone or with either of the others.
         stochastic: fresh noise at every step but the last. seed: clip k is drawn from seed + k, and is the same alone or in a batch; drawn
         at random if None (see Audio.parameters).
+        num_candidates: so many clips are drawn for each prompt, and the `keep` that fit it best by the checkpoint's scorer are decoded, the
+        best first. Candidate j of clip k is drawn from seed + k + 2654435769 j.
         level_db: each clip's loudest 400 ms is brought to this level in dBFS, peaks permitting; None leaves levels as they come.
-        Raises InputError for an empty or overlong prompt, for numbers out of range, and for guidance that this checkpoint cannot follow.
+        Raises InputError for an empty or overlong prompt, for numbers out of range, and for guidance or candidates that this checkpoint
+        cannot follow; warns (OutsideKnowledge) of prompts unlike anything that a checkpoint with a scorer was taught.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         duration = self.config.seconds if duration is None else duration
         _check(prompts, duration, negative_prompt, seed, level_db)
         if duration > 1.5 * self.config.seconds:
             warnings.warn(f"{self.name} was trained on {self.config.seconds:g} s; {duration:g} s may drift or repeat", stacklevel=2)
+        check_candidates(self.name, self.scorer is not None, num_candidates, keep)
         first = secrets.randbelow(2**31) if seed is None else seed
-        seeds = [first + k for k in range(len(prompts))]
+        seeds = candidate_seeds(first, len(prompts), num_candidates)
         text, steering = self.steer(
-            prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt, guidance_limits=guidance_limits,
-            guide_with=guide_with, classifier=classifier, classifier_scale=classifier_scale,
+            [prompt for prompt in prompts for _ in range(num_candidates)], guidance_scale=guidance_scale, negative_prompt=negative_prompt,
+            guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier, classifier_scale=classifier_scale,
         )  # fmt: skip
+        self._tell_what_is_outside(prompts, text[::num_candidates])
         num_latents = self.codec.spec.covering_latents(duration)
         latents = self.sample_latents(text, seeds, num_latents, steps=steps, steering=steering, stochastic=stochastic)
         shared = {"model": self.name, "duration": duration, "steps": steps, "guidance_scale": guidance_scale, "level_db": level_db}
@@ -262,8 +273,34 @@ class MeanAudio:
             "classifier_scale": classifier_scale if isinstance(classifier, str | Path) else None,
         }  # fmt: skip
         shared |= {key: value for key, value in options.items() if value is not None}
-        parameters = [{"prompt": p, "seed": s, **shared} for p, s in zip(prompts, seeds, strict=True)]
+        parameters = [{"prompt": p, "seed": first + k, **shared} for k, p in enumerate(prompts)]
+        if num_candidates > 1:
+            latents, parameters = self._ranked(latents, text, parameters, seeds, keep)
         return self._audio(latents, duration, level_db, parameters, steering)
+
+    @torch.inference_mode()
+    def score(self, latents: Tensor, text: TextFeatures) -> Tensor:
+        """How well each clip [B, L, C] fits its own text, from -1 to 1: [B]. Raises InputError if the checkpoint has no scorer."""
+        if self.scorer is None:
+            raise InputError(f"{self.name} has no scorer (docs/scorer.md)")
+        return self.scorer(latents, text.pooled.float())
+
+    def _ranked(
+        self, latents: Tensor, text: TextFeatures, parameters: list[dict[str, Any]], seeds: list[int], keep: int
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Of each clip's candidates the `keep` best, the best first, and their parameters."""
+        count, scores = len(seeds) // len(parameters), self.score(latents, text)
+        places = best_of(scores, count, keep)
+        kept = []
+        for k, i in enumerate(places):
+            place: dict[str, Any] = {"keep": keep, "rank": k % keep + 1} if keep > 1 else {}
+            chosen = {"chosen_seed": seeds[i], "score": round(scores[i].item(), 4)}
+            kept.append({**parameters[i // count], "num_candidates": count, **place, **chosen})
+        return latents[places], kept
+
+    def _tell_what_is_outside(self, prompts: Sequence[str], text: TextFeatures) -> None:
+        if self.scorer is not None and (notice := outside_notice(self.name, self.scorer, prompts, text.pooled)):
+            warnings.warn(notice, OutsideKnowledge, stacklevel=3)
 
     def edit(
         self,
@@ -292,6 +329,7 @@ class MeanAudio:
         if not 0 < strength <= 1:
             raise InputError(f"strength = {strength}: must be above 0 and at most 1")
         text, steering = self.steer(prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
+        self._tell_what_is_outside(prompts, text)
         before = self.null_text if source is None and self.null_text is not None else self.encode_text([source or ""])
         latents = self.encode(audio[None].to(self.device)).expand(len(prompts), -1, -1)
         moved = self.move_latents(

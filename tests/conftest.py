@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import LATENT_DIM, TINY_CODEC, WordHash, fill, tiny_network
+from fakes import LATENT_DIM, TINY_CODEC, WordHash, fill, tiny_network, write_scorer
 
 from meanaudio import text
 from meanaudio.audio import save_audio
-from meanaudio.checkpoint import file_hash, save_weights, write_json
+from meanaudio.checkpoint import file_hash, read_json, save_weights, write_json
 from meanaudio.cli import main
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, make_vae, make_vocoder
 from meanaudio.config import CheckpointConfig, TextConfig
@@ -46,6 +46,16 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
         latent_std=tuple(1 + 0.1 * i for i in range(LATENT_DIM)),
     )
     write_json(folder / "config.json", config.model_dump(mode="json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scored_checkpoint(tiny_checkpoint, tmp_path_factory) -> Path:
+    """The tiny checkpoint with a scorer that knows three captions; read only."""
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("checkpoints") / "scored"))
+    settings = read_json(folder / "config.json")
+    config = write_scorer(folder, tiny_checkpoint, {"rain": 5, "a dog barks": 2, "wind in the trees": 1})
+    write_json(folder / "config.json", settings | {"scorer": config.model_dump(mode="json")})
     return folder
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from meanaudio.config import CodecConfig, NetworkConfig, VAEConfig, VocoderConfig
+from meanaudio.checkpoint import read_json, save_weights, write_json
+from meanaudio.config import CodecConfig, NetworkConfig, ScorerCheckpointConfig, VAEConfig, VocoderConfig
+from meanaudio.models.scorer import KNOWN_FILE, SCORER_FILE, make_scorer
 from meanaudio.types import TextFeatures
 
 LATENT_DIM = 8
@@ -69,3 +72,18 @@ def _word(word: str) -> Tensor:
 def floats(path) -> dict[str, Tensor]:
     """Stored tensors; every floating one as float32."""
     return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+
+
+def write_scorer(folder: Path, checkpoint: Path, known: dict[str, int], outside: float = 0.8) -> ScorerCheckpointConfig:
+    """A scorer's folder for that tiny checkpoint: random weights, WordHash's vectors of what it knows."""
+    settings = read_json(checkpoint / "config.json")
+    config = ScorerCheckpointConfig(
+        codec_hash=settings["codec_hash"], text=settings["text"], latent_dim=LATENT_DIM, pooled_dim=WordHash.pooled_dim,
+        width=8, blocks=1, dim=16, outside=outside,
+    )  # fmt: skip
+    scorer = fill(make_scorer(config, known), 4, 0.3)
+    scorer.known_text.copy_(nn.functional.normalize(WordHash()(list(known)).pooled, dim=-1))
+    save_weights(folder / SCORER_FILE, scorer.state_dict())
+    write_json(folder / KNOWN_FILE, known)
+    write_json(folder / "config.json", config.model_dump(mode="json"))
+    return config

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meanaudio.concepts import frequent_concepts, labels, names
+from meanaudio.concepts import concept_index, frequent_concepts, labels, leading_words, names
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,13 @@ def test_frequent_concepts_are_words_that_sound_by_the_captions_that_hold_them()
     assert set(frequent_concepts(captions, 99)) == {"dog", "glass", "bell", "barks", "breaks", "door"}
     assert frequent_concepts(captions, 99) == frequent_concepts(captions[::-1], 99)
     assert frequent_concepts(["a the of", "12 34"], 5) == ()
+    assert concept_index(captions)["dog"] == ["a dog barks", "the dog and the bell", "two dogs, two dogs"]
+
+
+def test_leading_words_are_those_that_captions_begin_with_when_idle_ones_are_left_out():
+    captions = ["a dog barks", "a large dog by a door", "rain", "two doors", "a door and a dog", "of the", ""]
+    assert leading_words(captions, 2) == ("dog", "rain")
+    assert leading_words(captions, 9) == ("dog", "rain", "doors", "door")
 
 
 def test_labels_say_which_concepts_each_text_names():

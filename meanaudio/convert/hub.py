@@ -12,6 +12,7 @@ from pathlib import Path
 from meanaudio.checkpoint import find_local, local_names
 from meanaudio.convert.release import CLAP_SOURCE, RELEASES, VAE_SOURCE, VOCODER_SOURCE, convert_release
 from meanaudio.errors import InputError
+from meanaudio.models.scorer import KNOWN_FILE
 from meanaudio.text import clap, flan_t5
 
 HUB_REPO = "AndreasXi/MeanAudio"  # holds every file of RELEASES, the VAE, the vocoder and the CLAP file
@@ -21,7 +22,7 @@ DIGESTS = {
     VOCODER_SOURCE: ("md5", "eeaf372a38a9c31c362120aba2dde292"),
     CLAP_SOURCE: ("sha256", "51c68f12f9d7ea25fdaaccf741ec7f81e93ee594455410f3bca4f47f88d8e006"),
 }
-OWN_FILES = ("config.json", "*.safetensors", "*/config.json", "*/*.safetensors", "*/tokenizer.json", "hashes.json", "README.md")
+OWN_FILES = ("config.json", "*.safetensors", "*/config.json", "*/*.safetensors", "*/tokenizer.json", KNOWN_FILE, "hashes.json", "README.md")
 
 
 def cache_folder() -> Path:

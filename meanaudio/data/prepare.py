@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from meanaudio.config import SceneConfig, TextConfig, WindowConfig
 from meanaudio.data.extract import encode_audio, encode_text
 from meanaudio.data.items import ClipWindows, Item, Items, Scenes, read_split
 from meanaudio.data.prefetch import Prefetcher
-from meanaudio.data.shards import INDEX, finish_index, shard_notes, shard_path, write_null_text, write_shard
+from meanaudio.data.shards import CAPTIONS, INDEX, finish_index, shard_notes, shard_path, write_null_text, write_shard
 from meanaudio.data.worker import Worker
 from meanaudio.errors import InputError
 from meanaudio.text import TextEncoder
@@ -107,7 +108,7 @@ def prepare(
         "shard_size": shard_size,
     }
     job = _Job(out, items, codec, encoder, {"made_by": _hash(facts), **facts}, batch_size, worker, int(max_left_out * len(items)))
-    job.begin()
+    job.begin(Counter(clip.caption for clip in clips))
     job.make_shards(threads, progress_bar)
     return job.finish()
 
@@ -132,8 +133,8 @@ class _Job:
         self.shards = -(-len(items) // facts["shard_size"])
         self.left_out: list[dict[str, str]] = []
 
-    def begin(self) -> None:
-        """Write facts.json. Raises InputError if the folder was begun with other inputs."""
+    def begin(self, captions: Mapping[str, int]) -> None:
+        """Write facts.json and captions.json. Raises InputError if the folder was begun with other inputs."""
         path = self.out / FACTS
         if not path.exists():
             write_json(path, self.facts)
@@ -141,6 +142,8 @@ class _Job:
         if before.get("made_by") != self.facts["made_by"]:
             changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in self.facts.items() if k != "made_by" and before.get(k) != v]
             raise InputError(f"{self.out} holds shards made from other inputs; use a new folder. Changed: {'; '.join(changed)}")
+        if not (self.out / CAPTIONS).exists():  # folders of an earlier version have none
+            write_json(self.out / CAPTIONS, captions)
 
     def make_shards(self, threads: int, progress_bar: bool) -> None:
         """Write this worker's shards that are not there yet. Raises InputError as soon as too many items are left out."""

@@ -1,9 +1,9 @@
 """Prepared features on disk: safetensors shards, an index that describes them, and a reader. docs/prepare.md states the format.
 
-A folder holds shard-NNNNN.safetensors, null_text.safetensors and, written last, index.json. `items` of a shard has its n items one after
-the other, each as one stretch of float16: mean [L, C], std [L, C], pooled [P], tokens [real ones, D]. `ids` and `captions` are bytes of
-UTF-8, one after the other too. item_ends, id_ends, caption_ends [n] say where each ends. latent_sum, latent_square_sum [C] are float64.
-One stretch an item, because a random read from a disk or a network costs by the piece. Without stored text P and D are 0.
+A folder holds shard-NNNNN.safetensors, null_text.safetensors, captions.json and, written last, index.json. `items` of a shard has its n
+items one after the other, each as one stretch of float16: mean [L, C], std [L, C], pooled [P], tokens [real ones, D]. `ids` and `captions`
+are bytes of UTF-8, one after the other too. item_ends, id_ends, caption_ends [n] say where each ends. latent_sum, latent_square_sum [C] are
+float64. One stretch an item, because a random read from a disk or a network costs by the piece. Without stored text P and D are 0.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from meanaudio.text import TextEncoder
 from meanaudio.types import Gaussian, LatentBatch, TextFeatures
 
 INDEX = "index.json"
+CAPTIONS = "captions.json"  # caption -> its number of clips, of all that the items were made of
 NULL_TEXT_FILE = "null_text.safetensors"  # features of ""; in a converted checkpoint too
 SHAPES = ("latent_shape", "pooled_dim", "sequence_dim")
 KNOWN_SHARDS = 8192  # whose headers a reader keeps: 24 bytes an item
@@ -225,6 +226,13 @@ class ShardDataset(Dataset):
     @cached_property
     def captions(self) -> list[str]:
         return [_text(caption) for (caption,) in self._pieces(range(len(self)), ("caption",))]
+
+    @property
+    def clip_captions(self) -> dict[str, int]:
+        """Captions of the clips that the items were made of, with their numbers of clips. Raises InputError if they were not kept."""
+        if CAPTIONS not in self.folder.sizes():
+            raise InputError(f"{self.name}: no {CAPTIONS}, made by an earlier version; run meanaudio prepare again, which keeps the shards")
+        return read_json(self.folder.file(CAPTIONS))
 
     @property
     def statistics(self) -> LatentStatistics:

@@ -25,7 +25,7 @@ from meanaudio.audio import limit_peak, load_audio, save_audio
 from meanaudio.checkpoint import write_text
 from meanaudio.data.containers import CONTAINERS, is_notice, read_package
 from meanaudio.data.manifest import Clip, write_manifest
-from meanaudio.data.packages import fetch_package, version_of
+from meanaudio.data.packages import fetch_package, is_known_version, known_versions, version_of
 from meanaudio.errors import InputError
 
 LICENCES = ("public-domain", "permissive", "by", "by-sa", "copyleft-software")
@@ -37,6 +37,7 @@ SILENCE = 1e-3  # a peak below this is no sound
 # chances of a group; about a third of the groups can be spared, which leaves some 5 % and 3 % of the clips
 TEST_CHANCE, VAL_CHANCE = 0.14, 0.08
 CONTAINER = "container:"
+GONE = "not in the package"
 
 Fetch = Callable[[str, Path], Path]
 
@@ -90,12 +91,14 @@ class CorpusSummary:
     licences: dict[str, int]
     packages: dict[str, dict]
     missing_packages: dict[str, str]
+    changed_packages: dict[str, str]
     skipped: list[dict[str, str]]
 
     def to_text(self) -> str:
         counts = ", ".join(f"{n} {split}" for split, n in self.splits.items())
         lines = [f"{self.clips} clips, {self.hours:.2f} h, {self.captions} captions ({counts})"]
         lines += [f"missing package {source}: {reason}" for source, reason in self.missing_packages.items()]
+        lines += [f"changed package {source}: {how}" for source, how in self.changed_packages.items()]
         lines += [f"skipped {s['source']} {s['member']}: {s['reason']}" for s in self.skipped]
         return "\n".join(lines)
 
@@ -165,7 +168,8 @@ def build_corpus(
 ) -> CorpusSummary:
     """Make `out/audio/*.flac`, licence notices, ATTRIBUTION.md, summary.json and, last, manifest.jsonl; the same bytes each time.
 
-    Restartable: finished clips are reused. A package that cannot be had is an error if `strict`, otherwise listed in the summary.
+    Restartable: finished clips are reused. A package that cannot be had, or has another version than the table was written for, is an
+    error if `strict`; otherwise the summary says so and the rest is built, with those of a changed package's sounds that it still has.
     """
     sounds = choose(read_table() if table is None else table, licences, kinds, max_per_caption)
     if not sounds:
@@ -176,6 +180,7 @@ def build_corpus(
         by_source[sound.source].append(sound)
     packages: dict[str, _Package] = {}
     missing: dict[str, str] = {}
+    changed: dict[str, str] = {}
     with tqdm(total=len(sounds), unit="clip", disable=not progress) as bar:
         for source, rows in by_source.items():
             bar.set_description(source)
@@ -184,8 +189,19 @@ def build_corpus(
             except InputError as error:
                 if strict:
                     raise InputError(f"package {source}: {error}") from error
-                missing[source] = str(error).replace(f"{cache}{os.sep}", "")
-    return _write_corpus(out, sounds, packages, missing)
+                missing[source] = f"{str(error).replace(f'{cache}{os.sep}', '')} ({len(rows)} sounds)"
+                continue
+            if not is_known_version(source, packages[source].version):
+                changed[source] = _change(source, packages[source])
+                if strict:
+                    raise InputError(f"package {source}: {changed[source]}")
+    return _write_corpus(out, sounds, packages, missing, changed)
+
+
+def _change(source: str, package: _Package) -> str:
+    gone = sum(reason == GONE for reason in package.skipped.values())
+    known = known_versions()[source]
+    return f"version {package.version}, the captions were written for {known}: listen to it; {gone} of its sounds are gone"
 
 
 def _convert(source: str, rows: list[Sound], out: Path, cache: Path, rate: int, fetch: Fetch, done: Callable[[int], object]) -> _Package:
@@ -208,7 +224,7 @@ def _convert(source: str, rows: list[Sound], out: Path, cache: Path, rate: int, 
             except InputError as error:
                 package.skipped[member] = str(error)
             done(1)
-    package.skipped |= {member: "not in the package" for member in todo}
+    package.skipped |= {member: GONE for member in todo}
     done(len(todo))
     write_text(out / "licences" / f"{name}.txt", "\n\n".join(notices) if notices else "The package holds no notice.\n")
     write_text(record, json.dumps(dataclasses.asdict(package), indent=1, sort_keys=True) + "\n")
@@ -262,7 +278,9 @@ def _make(sound: Sound, data: bytes, out: Path, rate: int, scratch: Path) -> flo
     return round(seconds, 6)
 
 
-def _write_corpus(out: Path, sounds: list[Sound], packages: dict[str, _Package], missing: dict[str, str]) -> CorpusSummary:
+def _write_corpus(
+    out: Path, sounds: list[Sound], packages: dict[str, _Package], missing: dict[str, str], changed: dict[str, str]
+) -> CorpusSummary:
     seconds = {clip: length for package in packages.values() for clip, length in package.seconds.items()}
     made, twins = _without_twins([s for s in sounds if s.id in seconds and s.source in packages], out)
     if not made:
@@ -284,6 +302,7 @@ def _write_corpus(out: Path, sounds: list[Sound], packages: dict[str, _Package],
         licences=dict(Counter(s.licence_class for s in made)),
         packages={source: {"version": p.version, "clips": sum(s.source == source for s in made)} for source, p in packages.items()},
         missing_packages=missing,
+        changed_packages=changed,
         skipped=skipped,
     )
     write_text(out / "ATTRIBUTION.md", _attribution(made, packages))

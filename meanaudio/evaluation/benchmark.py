@@ -19,13 +19,14 @@ from tqdm import tqdm
 from meanaudio.checkpoint import folder_hash, read_json
 from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
-from meanaudio.errors import InputError
+from meanaudio.errors import InputError, OutsideKnowledge
 from meanaudio.evaluation.first_sound import first_sound
 from meanaudio.evaluation.probe import Memory, compiled_pieces, machine_facts, matmul_rate, seconds_waited, synchronise
 from meanaudio.evaluation.stages import Meter, Setting, make_clips, watched
 from meanaudio.evaluation.timings import Kernels, LeftOut, Repeats, Report, summarise
 from meanaudio.pipeline import MAX_DURATION, MIN_DURATION, MeanAudio, resolve_device, resolve_dtype
 from meanaudio.precision import DTYPES
+from meanaudio.ranking import check_candidates
 from meanaudio.sampling import uniform_times
 
 MAX_BATCH = 1024
@@ -45,6 +46,7 @@ def benchmark(
     steps: Sequence[int] | None = None,
     duration: Sequence[float] | None = None,
     dtype: Sequence[str] | None = None,
+    candidates: Sequence[int] | None = None,
     compile: bool = False,
     vocoder: str | None = None,
     paper: bool = False,
@@ -55,9 +57,10 @@ def benchmark(
     quiet: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Report:
-    """Time every combination of batch, steps, duration and dtype, eager and, if `compile`, compiled too.
+    """Time every combination of batch, steps, duration, dtype and candidates, eager and, if `compile`, compiled too.
 
-    batch, steps: (1,) if None. duration, dtype: the checkpoint's length and the device's own if None. vocoder: as from_pretrained's.
+    batch, steps, candidates: (1,) if None. duration, dtype: the checkpoint's length and the device's own if None.
+    vocoder: as from_pretrained's.
     paper: the paper's protocol, which fixes batch, steps and duration, and takes 100 prompts.
     repeats: timed generations a setting (20 if None), each made twice, plain and watched, which take turns to go first; the settings of one
     loaded pipeline take turns too: whatever else the machine does falls on all of them. cold: fresh processes that time the first sound.
@@ -70,11 +73,14 @@ def benchmark(
         steps, duration, repeats = PAPER_STEPS, (PAPER_DURATION,), len(prompts) if repeats is None else repeats
     where = resolve_device(device)
     folder = find_checkpoint(model)
-    trained = parse(CheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json")).seconds
+    config = parse(CheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json"))
+    trained = config.seconds
     default = resolve_dtype(None, where)
-    batch, steps, duration = batch or (1,), steps or (1,), duration or (trained,)
+    batch, steps, duration, candidates = batch or (1,), steps or (1,), duration or (trained,), candidates or (1,)
     dtype = dtype or [name for name, kind in DTYPES.items() if kind == default]
     repeats = 20 if repeats is None else repeats
+    for n in candidates:
+        check_candidates(folder.name, config.scorer is not None, n, 1)
     _check(batch, steps, duration, dtype, {"repeats": (repeats, 1), "warm_up": (warm_up, 0), "cold": (cold, 0)})
 
     facts = machine_facts(where) | {
@@ -82,7 +88,8 @@ def benchmark(
         "prompts_hash": hashlib.sha256("\n".join(prompts).encode()).hexdigest(), "flops": COUNTED, "memory": Memory(where).how,
     }  # fmt: skip
     ways = list(itertools.product(dict.fromkeys(dtype), (False, True) if compile else (False,)))
-    wanted = list(dict.fromkeys(Setting(b, s, d, *way) for way in ways for d in duration for b in batch for s in steps))
+    products = itertools.product(ways, duration, batch, steps, candidates)
+    wanted = list(dict.fromkeys(Setting(b, s, d, kind, compiled, n) for (kind, compiled), d, b, s, n in products))
     colds = [
         first_sound(folder, str(where), vars(Setting(1, steps[0], duration[0], *way)), vocoder, prompts[0], cold) for way in ways if cold
     ]
@@ -205,6 +212,7 @@ def _time(
     bar = tqdm(total=len(settings) * (1 + warm_up + 2 * repeats), disable=quiet, unit="generation", dynamic_ncols=True, mininterval=1)
     before = compiled_pieces()
     with TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as told, bar:
+        warnings.simplefilter("ignore", OutsideKnowledge)  # what the fixed prompts ask for matters to no timing
         bench = _Bench(pipeline, prompts, Path(folder), clock)
         for setting in settings:
             with _in_memory(setting, left_out):

@@ -23,7 +23,7 @@ from meanaudio.evaluation.extractors.cache import extract
 from meanaudio.evaluation.features import Features
 from meanaudio.evaluation.gallery import write_gallery
 from meanaudio.evaluation.hearing import Listener, make_listener
-from meanaudio.evaluation.outputs import raw_levels
+from meanaudio.evaluation.outputs import raw_levels, were_ranked
 from meanaudio.evaluation.plan import Plan, Request, check_stored, make_plan
 from meanaudio.evaluation.protocols import find_protocol
 from meanaudio.evaluation.report import DIRECTION, NEAR_DUPLICATE, QUIET_DB, Report, Row
@@ -267,6 +267,10 @@ def _notes(plan: Plan, rows: Sequence[Row], extractors: Sequence[Listener]) -> l
             notes.append(
                 f"{extractor.name}: the network is conditioned on a CLAP text tower too, so this CLAP score is no independent judge"
             )
+        if extractor.name == "scorer":
+            notes.append("scorer: learned from the recordings that its checkpoint learned from, so its numbers are no independent judge's")
+            if ranked := [row.label for row in rows if row.kind == "outputs" and were_ranked(row.made.sounds)]:
+                notes.append(f"scorer: {', '.join(ranked)} was ranked by a scorer; what it says of its own choice is not to be reported")
     for row in rows:
         if row.made.failed and row.kind != "chance":
             reasons = "; ".join(reason for _, reason in row.made.failed[:5])

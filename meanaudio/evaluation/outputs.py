@@ -113,6 +113,11 @@ def raw_levels(sounds: Sequence[Sound]) -> dict[str, float]:
     return {name: level for name, level in notes if isinstance(level, int | float)}
 
 
+def were_ranked(sounds: Sequence[Sound]) -> bool:
+    """Whether some output says that it was chosen from several candidates."""
+    return any("chosen_seed" in read_metadata(sound.path) for sound in sounds if sound.path.is_file())
+
+
 def _runs(missing: Sequence[int], wishes: Sequence[Wish], batch: int) -> Iterator[list[int]]:
     """`missing` in batches of successive seeds, because the pipeline counts seeds up from the first."""
     run: list[int] = []

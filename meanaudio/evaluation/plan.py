@@ -114,7 +114,7 @@ def _check_numbers(request: Request) -> None:
 
 
 def _check_generation(request: Request) -> None:
-    ours = {"self", "prompts", "duration", "steps", "guidance_scale", "seed", "level_db"}
+    ours = {"self", "prompts", "duration", "steps", "guidance_scale", "seed", "keep", "level_db"}
     free = set(inspect.signature(MeanAudio.generate).parameters) - ours
     if unknown := sorted({name for name, _ in request.generation} - free):
         raise InputError(f"no option of generation that can be set here: {', '.join(unknown)}; there are {', '.join(sorted(free))}")

@@ -11,9 +11,9 @@ from typing import Any
 
 from meanaudio.pipeline import MeanAudio
 
-# In the order in which they run. condition: the text's projections, once a text. network: its evaluations. rest: noise, the sampler's
-# arithmetic, the way to the CPU, level and peak. file: writing wav files.
-STAGES = ("text", "condition", "network", "vae", "vocoder", "rest", "file")
+# In the order in which they run. condition: the text's projections, once a text. network: its evaluations. score: of candidates. rest:
+# noise, the sampler's arithmetic, the way to the CPU, level and peak. file: writing wav files.
+STAGES = ("text", "condition", "network", "score", "vae", "vocoder", "rest", "file")
 
 
 class Meter:
@@ -62,6 +62,7 @@ def watched(pipeline: MeanAudio, meter: Meter) -> Iterator[None]:
         (pipeline, "encode_text", staged("text", pipeline.encode_text)),
         (network, "condition", staged("condition", network.condition)),
         (network, "field", lambda *args, **options: staged("network", make_field(*args, **options))),
+        (pipeline, "score", staged("score", pipeline.score)),
         (codec.vae, "decode", staged("vae", codec.vae.decode)),
         (codec, "decode", staged("vocoder", codec.decode)),  # the VAE inside it is counted apart
     )
@@ -85,17 +86,19 @@ def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to generate. duration: seconds of a clip."""
+    """One way to generate. duration: seconds of a clip. candidates: drawn for each clip, of which the best is kept."""
 
     batch: int
     steps: int
     duration: float
     dtype: str
     compile: bool
+    candidates: int = 1
 
     def __str__(self) -> str:
         how = "compiled" if self.compile else "eager"
-        return f"batch {self.batch}, {self.steps} step(s), {self.duration:g} s, {self.dtype}, {how}"
+        ranked = f", best of {self.candidates}" if self.candidates > 1 else ""
+        return f"batch {self.batch}, {self.steps} step(s), {self.duration:g} s, {self.dtype}, {how}{ranked}"
 
 
 def make_clips(
@@ -104,7 +107,7 @@ def make_clips(
 ) -> None:  # fmt: skip
     """What is timed: prompts in, one wav file a prompt on the disk."""
     with stage("rest"):
-        audio = pipeline.generate(prompts, duration=setting.duration, steps=setting.steps, seed=seed)
+        audio = pipeline.generate(prompts, duration=setting.duration, steps=setting.steps, seed=seed, num_candidates=setting.candidates)
     with stage("file"):
         for k in range(len(prompts)):
             audio.save(folder / f"{k}.wav", k)

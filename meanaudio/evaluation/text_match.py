@@ -14,17 +14,19 @@ from meanaudio.data.scenes import SceneComposer
 from meanaudio.errors import InputError
 from meanaudio.evaluation.latents import summary
 from meanaudio.pipeline import MeanAudio
+from meanaudio.ranking import best_of, candidate_seeds, check_candidates
 
 
 @dataclass(frozen=True)
 class TextMatch:
-    """ranks: [captions, seeds] place (0 is best) of the own caption's recordings among all captions'."""
+    """ranks: [captions, seeds] place (0 is best) of the own caption's recordings among all captions'. candidates: behind each output."""
 
     model: str
     captions: list[str]
     ranks: Tensor
     floor: Tensor
     steps: int
+    candidates: int = 1
 
     @property
     def chance(self) -> float:
@@ -32,9 +34,10 @@ class TextMatch:
 
     def to_text(self) -> str:
         n = len(self.captions)
+        ranked = f", the best of {self.candidates} by its scorer" if self.candidates > 1 else ""
         rows = [
-            f"{self.model}: {n} training captions, {self.ranks.shape[1]} outputs each, {self.steps} step(s); nearest recordings by the "
-            "standardised time statistics (mean, deviation, change) of codec latents",
+            f"{self.model}: {n} training captions, {self.ranks.shape[1]} outputs each{ranked}, {self.steps} step(s); nearest recordings "
+            "by the standardised time statistics (mean, deviation, change) of codec latents",
             f"{'':<24}{'top 1':>8}{'top 5':>8}{'mean rank':>11}",
         ]
         for name, ranks in (("generated", self.ranks), ("other recordings (floor)", self.floor)):
@@ -56,14 +59,15 @@ def choose_captions(clips: Sequence[Clip], count: int, seed: int) -> list[str]:
 @torch.inference_mode()
 def text_match(
     model: str | Path, manifest: str | Path, *, count: int = 40, seeds: int = 4, recordings: int = 8, steps: int = 1,
-    seed: int = 0, device: str | None = None,
+    candidates: int = 1, seed: int = 0, device: str | None = None,
 ) -> TextMatch:  # fmt: skip
-    """Rank `count` training captions for outputs made from each of them.
+    """Rank `count` training captions for outputs made from each of them. candidates: as MeanAudio.generate's num_candidates.
 
     Every caption's recordings are windows like those of training (one clip at a random place), summarised and averaged. Fresh windows of
     the same recordings, ranked in the same way, are the best that outputs could reach under this measure.
     """
     pipeline = MeanAudio.from_pretrained(model, device=device)
+    check_candidates(pipeline.name, pipeline.scorer is not None, candidates, 1)
     seconds, rate = pipeline.config.seconds, pipeline.sample_rate
     clips = read_manifest(manifest)
     captions = choose_captions(clips, count, seed)
@@ -86,11 +90,13 @@ def text_match(
     num_latents = pipeline.codec.spec.window_latents(seconds)
     made = []
     for i, caption in enumerate(captions):
-        text = pipeline.encode_text([caption]).expand(seeds)
-        latents = pipeline.sample_latents(text, [seed + i * seeds + k for k in range(seeds)], num_latents, steps=steps)
+        text = pipeline.encode_text([caption]).expand(seeds * candidates)
+        latents = pipeline.sample_latents(text, candidate_seeds(seed + i * seeds, seeds, candidates), num_latents, steps=steps)
+        if candidates > 1:
+            latents = latents[best_of(pipeline.score(latents, text), candidates, 1)]
         made.append(summary(latents))
     floor = own_ranks(summaries(recordings, seeds) / spread, centres)
-    return TextMatch(pipeline.name, captions, own_ranks(torch.stack(made) / spread, centres), floor, steps)
+    return TextMatch(pipeline.name, captions, own_ranks(torch.stack(made) / spread, centres), floor, steps, candidates)
 
 
 def own_ranks(found: Tensor, centres: Tensor) -> Tensor:

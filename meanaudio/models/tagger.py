@@ -12,39 +12,27 @@ from torch import Tensor, nn
 from meanaudio.checkpoint import load_module, read_json
 from meanaudio.config import TaggerCheckpointConfig, parse
 from meanaudio.errors import InputError
-from meanaudio.models.layers import SequenceConv, SwiGLU
+from meanaudio.models.listener import Listener
 
 TAGGER_FILE = "tagger.safetensors"
 
 
-class Tagger(nn.Module):
+class Tagger(Listener):
     """Codec latents [B, L, C] of any length -> logits [B, K] over `classes`, for one softmax.
 
-    Convolutions over time, then mean and maximum over time. mean, std [C]: buffers that normalise latents as they were in training.
     related [K, K]: a buffer, True for classes that captions name together, as guitar and strums: the one is no mistake for the other.
     """
 
-    mean: Tensor
-    std: Tensor
     related: Tensor
 
     def __init__(self, *, latent_dim: int, width: int, blocks: int, classes: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(latent_dim=latent_dim, width=width, blocks=blocks)
         self.classes = tuple(classes)
-        self.register_buffer("mean", torch.zeros(latent_dim))
-        self.register_buffer("std", torch.ones(latent_dim))
         self.register_buffer("related", torch.zeros(len(classes), len(classes), dtype=torch.bool))
-        self.into = SequenceConv(latent_dim, width, 5)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
-        self.blocks = nn.ModuleList(SwiGLU(width, 3) for _ in range(blocks))
-        self.norm = nn.LayerNorm(2 * width)
         self.out = nn.Linear(2 * width, len(classes))
 
     def forward(self, latents: Tensor) -> Tensor:
-        x = self.into((latents - self.mean) / self.std)
-        for norm, block in zip(self.norms, self.blocks, strict=True):
-            x = x + block(norm(x))
-        return self.out(self.norm(torch.cat([x.mean(1), x.amax(1)], 1)))
+        return self.out(self.pooled(latents))
 
 
 def make_tagger(config: TaggerCheckpointConfig) -> Tagger:

@@ -16,9 +16,10 @@ from meanaudio.pipeline import resolve_device
 from meanaudio.training.codec import VAETask, VocoderTask
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.loop import Loop
+from meanaudio.training.scorer import ScorerTask
 from meanaudio.training.tagger import TaggerTask
 
-TASKS = {"vae": VAETask, "vocoder": VocoderTask, "generator": GeneratorTask, "tagger": TaggerTask}
+TASKS = {"vae": VAETask, "vocoder": VocoderTask, "generator": GeneratorTask, "tagger": TaggerTask, "scorer": ScorerTask}
 
 
 def train(

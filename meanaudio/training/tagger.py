@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,14 +13,13 @@ from torch import Tensor, nn
 from meanaudio.checkpoint import save_weights, write_json
 from meanaudio.concepts import frequent_concepts, labels
 from meanaudio.config import TaggerCheckpointConfig, TrainConfig
-from meanaudio.data.order import epoch_order
 from meanaudio.data.shards import ShardDataset
 from meanaudio.errors import InputError
 from meanaudio.models.tagger import TAGGER_FILE, make_tagger
 from meanaudio.precision import DTYPES, computing_in
+from meanaudio.training.listening import CHUNK, begin, draw_rows, noisy_batch, open_splits
 from meanaudio.training.loop import Update
 
-CHUNK = 256  # held-out items at a time
 RELATED = 0.1  # share of one class's captions that also name another, from which on the two are related
 
 
@@ -34,35 +34,25 @@ class TaggerTask:
 
     def __init__(self, config: TrainConfig, device: str | torch.device = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
-        self.train, self.held_out = (ShardDataset(Path(config.data) / name) for name in ("train", "val"))
-        if self.train.index["codec_hash"] != self.held_out.index["codec_hash"]:
-            raise InputError(f"{config.data}: train and val were made with different codecs")
-        settings, statistics = config.tagger, self.train.statistics
+        self.train, self.held_out = open_splits(config)
+        settings = config.tagger
         classes = settings.words or frequent_concepts(self.train.captions, settings.count)
         if len(classes) < 2:
             raise InputError(f"{self.train.folder}: {len(classes)} classes in the captions ({', '.join(classes)}); at least 2 are needed")
         self.described = TaggerCheckpointConfig(
-            codec_hash=self.train.index["codec_hash"], classes=classes, latent_dim=len(statistics.mean),
+            codec_hash=self.train.index["codec_hash"], classes=classes, latent_dim=self.train.latent_shape[1],
             width=settings.width, blocks=settings.blocks,
         )  # fmt: skip
         self.taught, self.asked = (_labelled(shards, classes) for shards in (self.train, self.held_out))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.loop.seed)
-            tagger = make_tagger(self.described)
-        tagger.mean.copy_(statistics.mean)
-        tagger.std.copy_(statistics.std)
+        tagger = begin(partial(make_tagger, self.described), self.train, config.loop.seed)
         tagger.related.copy_(_related(self.taught[1]))
         self.networks: dict[str, nn.Module] = {"tagger": tagger.to(self.device)}
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
-        loop, (indices, targets) = self.config.loop, self.taught
-        chosen = epoch_order(len(indices), loop.batch_size, step, loop.seed)
-        batch = self.train.batch([indices[i] for i in chosen])
-        generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + step)
-        latents = batch.sample(generator)
-        level = self.config.tagger.noise * torch.rand(len(latents), 1, 1, generator=generator)
-        latents = latents + level * self.train.statistics.std * torch.randn(latents.shape, generator=generator)
-        with computing_in(DTYPES[loop.precision], self.device):
+        indices, targets = self.taught
+        chosen = draw_rows(self.config, len(indices), step)
+        batch, latents = noisy_batch(self.config, self.train, [indices[i] for i in chosen], step, self.config.tagger.noise)
+        with computing_in(DTYPES[self.config.loop.precision], self.device):
             logits = self.networks["tagger"](latents.to(self.device)).float()
         wanted = targets[chosen].to(self.device)
         loss = F.cross_entropy(logits, wanted)

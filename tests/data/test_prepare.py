@@ -131,7 +131,7 @@ def test_a_relaunch_writes_what_is_missing_with_the_same_bytes(make_shards, tmp_
     folder = tmp_path / "shards"
     make_shards(scenes=scenes, seed=4)
     before = files(folder)
-    assert len(before) == 3 + 3  # three shards, null text, facts, index
+    assert len(before) == 3 + 4  # three shards, null text, captions, facts, index
     kept = (folder / "shard-00001.safetensors").stat().st_mtime_ns
     (folder / "shard-00000.safetensors").unlink()
     (folder / "shard-00002.safetensors").write_bytes(b"cut off")

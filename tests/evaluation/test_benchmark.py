@@ -191,7 +191,7 @@ def test_every_stage_is_timed_as_long_as_it_takes(clock, tiny_checkpoint, fast_t
     assert [(r.setting.batch, r.setting.steps) for r in report.results] == [(1, 1), (1, 4), (3, 1), (3, 4)]
     for r in report.results:
         batch, steps = r.setting.batch, r.setting.steps
-        takes = dict(text=0.2, condition=0.01, network=0.3 * steps, vae=0.1, vocoder=0.4, rest=0.0, file=0.05 * batch)
+        takes = dict(text=0.2, condition=0.01, network=0.3 * steps, score=0.0, vae=0.1, vocoder=0.4, rest=0.0, file=0.05 * batch)
         assert {name: stage.seconds.median for name, stage in r.stages.items()} == pytest.approx(takes, abs=1e-9)
         whole = sum(takes.values())
         assert r.seconds == pytest.approx([whole] * 4)
@@ -200,6 +200,17 @@ def test_every_stage_is_timed_as_long_as_it_takes(clock, tiny_checkpoint, fast_t
         assert (r.evaluations, r.evaluation.median) == (steps, pytest.approx(0.3))
         vocoder = r.stages["vocoder"]
         assert vocoder.peak_share == pytest.approx(vocoder.flops / 0.4 / 1e9)
+
+
+def test_candidates_cost_a_score_and_no_decoding(clock, scored_checkpoint, fast_text):
+    report = benchmark(scored_checkpoint, candidates=[1, 3], repeats=1, warm_up=0, cold=0, device="cpu", clock=clock)
+    one, three = report.results
+    assert str(three.setting) == f"{one.setting}, best of 3"
+    assert (one.stages["score"].flops, three.stages["score"].flops > 0) == (0, True)
+    assert three.stages["network"].flops == pytest.approx(3 * one.stages["network"].flops)
+    assert three.stages["vocoder"].flops == one.stages["vocoder"].flops
+    with pytest.raises(InputError, match="num_candidates = 300"):
+        benchmark(scored_checkpoint, candidates=[300], device="cpu")
 
 
 def numbers(values) -> Iterator[float]:
@@ -455,12 +466,12 @@ def test_cold_processes_make_one_clip_of_the_first_setting(clock, monkeypatch, t
         own, batch=[3], steps=[2, 1], dtype=["bf16"], vocoder=own, repeats=1, warm_up=0, cold=2, device="cpu", clock=clock
     )  # fmt: skip
     assert [request["setting"] for request in asked] == [
-        {"batch": 1, "steps": 2, "duration": 1.024, "dtype": "bf16", "compile": False}
+        {"batch": 1, "steps": 2, "duration": 1.024, "dtype": "bf16", "compile": False, "candidates": 1}
     ] * 2  # fmt: skip
     assert {request["vocoder"] for request in asked} == {own}
     text = report.to_text()
     assert "bf16, eager, 2 step(s), 1.024 s; median of 2): 3.00 s; at most 5 MB resident" in text
-    assert "= python 0.75 + imports 0.25 + loading 0.25\n  + first clip: text 0.25" in text
+    assert "= python 0.50 + imports 0.25 + loading 0.25\n  + first clip: text 0.25" in text
     json.dumps(report.to_json(), allow_nan=False)
 
 

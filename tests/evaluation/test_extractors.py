@@ -18,11 +18,11 @@ from meanaudio.evaluation.extractors import make_extractor, panns, passt, vggish
 from meanaudio.evaluation.extractors.frames import LogMelPatches, equal_windows, htk_mel_filters
 from meanaudio.evaluation.extractors.weights import state_hash
 
-DIMS = {"panns": 32, "vggish": 128, "passt": 24, "clap": 16, "latents": 24}
+DIMS = {"panns": 32, "vggish": 128, "passt": 24, "clap": 16, "latents": 24, "scorer": 16}
 
 
 @pytest.fixture
-def make(tmp_path, monkeypatch, tiny_checkpoint):
+def make(tmp_path, monkeypatch, scored_checkpoint, fast_text):
     """make(name) -> the extractor called so, small, with random weights in a file of the published form."""
     monkeypatch.setattr(panns, "Cnn14", partial(panns.Cnn14, width=1))
     monkeypatch.setattr(vggish, "VggishNetwork", partial(vggish.VggishNetwork, width=2, hidden=8))
@@ -45,7 +45,7 @@ def make(tmp_path, monkeypatch, tiny_checkpoint):
             path = tmp_path / "clap"
             write_tiny_clap(path)
         else:
-            path = tiny_checkpoint
+            path = scored_checkpoint
         return make_extractor(name, weights=path)
 
     return make
@@ -75,7 +75,7 @@ def test_a_clip_is_heard_the_same_alone_and_among_others(make, name):
     assert extractor(clips[:0]) == []
 
 
-@pytest.mark.parametrize("name", ["panns", "vggish", "passt", "clap", "latents"])
+@pytest.mark.parametrize("name", list(DIMS))
 def test_the_fingerprint_is_that_of_the_weights(make, name):
     first, again = make(name), make(name)
     assert first.fingerprint == again.fingerprint

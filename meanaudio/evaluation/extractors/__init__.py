@@ -11,6 +11,7 @@ from meanaudio.evaluation.extractors.latents import Latents
 from meanaudio.evaluation.extractors.panns import Panns
 from meanaudio.evaluation.extractors.passt import Passt
 from meanaudio.evaluation.extractors.protocol import ClipFeatures, Extractor
+from meanaudio.evaluation.extractors.scorer import ScorerListener
 from meanaudio.evaluation.extractors.vggish import Vggish
 from meanaudio.evaluation.extractors.yamnet import YamNet
 
@@ -23,6 +24,7 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "passt": Passt,
     "clap": Clap,
     "latents": Latents,
+    "scorer": ScorerListener,
 }
 
 
