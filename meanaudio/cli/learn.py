@@ -67,7 +67,7 @@ def prepare(
     config: Annotated[Path, typer.Option("--config", "-c", help="The training config that will read the shards.")],
     split: Annotated[
         Optional[list[str]],
-        typer.Option(help="Which rows of the manifest, train if left out; may be repeated, then each goes to a folder of its name in --out."),
+        typer.Option(help="Rows of the manifest, train if left out; may be repeated, then each goes to a folder of its name in --out."),
     ] = None,
     scenes: Annotated[int, typer.Option(help="Compose so many scenes of short clips; 0 takes the clips' windows as they are.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,

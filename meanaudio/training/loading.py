@@ -131,7 +131,7 @@ def _bytes(folder: Path) -> int:
 
 
 def random_set(config: TrainConfig, folder: Path, items: int) -> TrainConfig:
-    """Write `folder`/shards/{train,val} with random items of the config's shapes and a codec with random weights; the config that reads them.
+    """Write `folder`/shards/{train,val}, random items of the config's shapes, and a codec with random weights; the config that reads them.
 
     It starts from nothing and hides padding: neither a checkpoint nor a text encoder is needed.
     """
