@@ -20,11 +20,11 @@ from meanaudio.data.manifest import read_manifest
 from meanaudio.data.shards import ShardDataset
 from meanaudio.training.log import read_log
 
-SECONDS, STEPS = 0.768, 3
+SECONDS, STEPS = 0.768, 2
 TEXT = {"network.sequence_dim": 48, "network.pooled_dim": 32}  # of the small text encoders
 TINY = {**TEXT, "network.preset": "tiny"}
 RELEASED = {**TEXT, "network.width": 64, "network.num_heads": 2, "network.joint_depth": 2, "network.single_depth": 2}
-SHORT = {"loop.steps": STEPS, "loop.batch_size": 4, "loop.sample_every": STEPS, "loop.save_every": 2, "loop.log_every": 1}
+SHORT = {"loop.steps": STEPS, "loop.batch_size": 4, "loop.sample_every": STEPS, "loop.log_every": 1}
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -58,6 +58,8 @@ def shown(run, work):
             words += ["--shard-size", 16, "--max-left-out", 0.2]
         if verb in ("prepare", "train", "generate"):
             words += ["--device", "cpu"]
+        if verb == "generate":
+            words += ["--duration", SECONDS]
         code, out, err = run(*words)
         assert code == 0, f"{line}: {err}"
         if verb == "train":
