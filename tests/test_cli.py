@@ -380,6 +380,8 @@ def test_silence_alone_fails_the_check(run, tmp_path):
         ("worker '2': must be K/N", ["--worker", "2"]),
         ("worker 2/2", ["--worker", "2/2"]),
         ("no clips of split 'test'; there are train, val", ["--split", "test"]),
+        ("no clips of split 'test'; there are train, val", ["--split", "train", "--split", "test"]),
+        ("split 'val' is asked for twice", ["--split", "val", "--split", "val"]),
     ],
 )
 def test_wrong_options_of_preparation_are_refused(refused, fast_text, train_config, tiny_manifest, told, options):

@@ -65,7 +65,10 @@ def prepare(
     manifest: Annotated[Path, typer.Argument(help="A manifest, table or folder that `data check` accepts.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the shards; finished ones are kept.")],
     config: Annotated[Path, typer.Option("--config", "-c", help="The training config that will read the shards.")],
-    split: Annotated[str, typer.Option(help="Which rows of the manifest.")] = "train",
+    split: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Rows of the manifest, train if left out; may be repeated, then each goes to a folder of its name in --out."),
+    ] = None,
     scenes: Annotated[int, typer.Option(help="Compose so many scenes of short clips; 0 takes the clips' windows as they are.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
     shard_size: Annotated[int, typer.Option(min=1, help="Items of a shard.")] = 256,
@@ -86,11 +89,11 @@ def prepare(
     from meanaudio.data.worker import Worker
     from meanaudio.training.run import prepare_for
 
-    prepared = prepare_for(
+    for prepared in prepare_for(
         load_config(TrainConfig, config, set_ or []),
         manifest,
         out,
-        split=split,
+        splits=split or ["train"],
         scenes=scenes,
         seed=seed,
         shard_size=shard_size,
@@ -100,8 +103,8 @@ def prepare(
         max_left_out=max_left_out,
         device=device,
         progress_bar=not quiet,
-    )
-    print(prepared.to_text())
+    ):
+        print(prepared.to_text())
 
 
 @app.command("compare-runs")

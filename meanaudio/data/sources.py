@@ -16,7 +16,7 @@ from meanaudio.data.mixture import Mixture
 from meanaudio.data.raw import RawDataset
 from meanaudio.data.shards import ShardDataset
 from meanaudio.errors import InputError
-from meanaudio.text import TextEncoder, make_encoder
+from meanaudio.text import IN_CHECKPOINT, TextEncoder, make_encoder
 
 
 class Encoders:
@@ -44,6 +44,14 @@ class Encoders:
             config.encoder, max_tokens=config.max_tokens, device=str(self.device), folder=Path(self.config.text_from or self.folder)
         )
 
+    @cached_property
+    def text_fingerprint(self) -> str | None:
+        """Names the text encoder's weights; None where its files are not at hand, which training on stored features does not need."""
+        try:
+            return self.text.fingerprint
+        except InputError:
+            return None
+
 
 def open_datasets(config: TrainConfig, device: torch.device) -> tuple[Dataset, Dataset]:
     """What the generator is trained on, `data` and `mixture` together, and what it is held against: the val split of `data`.
@@ -53,6 +61,8 @@ def open_datasets(config: TrainConfig, device: torch.device) -> tuple[Dataset, D
     encoders = Encoders(config, device)
     held_out = _open(config.data, "val", config, encoders)
     sets = [_open(where, "train", config, encoders) for where in (config.data, *(other.data for other in config.mixture))]
+    if (found := held_out.index.get("text_fingerprint")) != (wanted := sets[0].index.get("text_fingerprint")):
+        raise InputError(f"{held_out.name}: made with text encoder {found}, {sets[0].name} with {wanted}")
     if len(sets) == 1:
         return sets[0], held_out
     given = [other.share for other in config.mixture if other.share is not None]
@@ -78,11 +88,12 @@ def _open(where: str, split: str, config: TrainConfig, encoders: Encoders) -> Da
     else:
         encoder = encoders.text if config.encode_text else None
         data = ShardDataset(f"{where.rstrip('/')}/{split}", encoder=encoder, text=config.text, cache=config.loading.cache)
-    _check(data, config, encoders.codec_hash)
+    _check(data, config, encoders)
     return data
 
 
-def _check(data: Dataset, config: TrainConfig, codec_hash: str) -> None:
+def _check(data: Dataset, config: TrainConfig, encoders: Encoders) -> None:
+    codec_hash = encoders.codec_hash
     try:
         codec, text, seconds = (data.index[key] for key in ("codec_hash", "text", "seconds"))
     except KeyError as error:
@@ -93,3 +104,10 @@ def _check(data: Dataset, config: TrainConfig, codec_hash: str) -> None:
         raise InputError(f"{data.name}: made with text {text}, the config says {config.text.model_dump()}")
     if seconds != config.seconds:
         raise InputError(f"{data.name}: windows of {seconds} s, the config says seconds = {config.seconds}")
+    found, wanted = data.index.get("text_fingerprint"), encoders.text_fingerprint
+    if found is not None and wanted is not None and found != wanted:
+        raise InputError(f"{data.name}: made with text encoder {found}; text_from, or codec_from, holds {wanted}")
+    if isinstance(data, ShardDataset) and data.encoder is None and not config.network.mask_text and config.text.encoder in IN_CHECKPOINT:
+        raise InputError(
+            f"{data.name}: stores no padding, to which a network with mask_text false attends: set encode_text: true, or mask_text: true"
+        )

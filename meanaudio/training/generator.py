@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,11 @@ class GeneratorTask:
         before, now = found.network.interval, config.network.interval
         if before != now and (before, now) not in SAME_AT_FIRST:
             raise InputError(f"{folder}: its network has interval {before!r}; with network.interval {now!r} it would be another function")
+        if found.network.mask_text != config.network.mask_text:
+            told = f"{folder}: its network has mask_text {found.network.mask_text}, the config says {config.network.mask_text}"
+            if config.lora is not None:
+                raise InputError(f"{told}; adapters are trained on the function that they are added to")
+            warnings.warn(f"{told}: the run begins with another function than the checkpoint's", stacklevel=2)
         state = load_weights(folder / NETWORK_FILE)
         silent = ("interval_embedding", "guidance_embedding", "guidance_limits")
         own = {k: v for k, v in network.state_dict().items() if k.split(".")[0] in silent}

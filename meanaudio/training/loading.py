@@ -65,7 +65,7 @@ def measure_loading(config: TrainConfig, folder: Path, *, items: int = 1024, rou
     """
     if items < READ:
         raise InputError(f"items = {items}: must be {READ} or more")
-    config = _random_set(config, folder, items)
+    config = random_set(config, folder, items)
     shards, npz = folder / "shards" / "train", folder / "npz"
     _write_npz(npz, ShardDataset(shards), config.text.max_tokens)
     ways: dict[str, Callable[[], Read]] = {
@@ -130,8 +130,11 @@ def _bytes(folder: Path) -> int:
 # ---------------------------------------------------------------- random data
 
 
-def _random_set(config: TrainConfig, folder: Path, items: int) -> TrainConfig:
-    """Shards train/ and val/ of random items, a codec with random weights, and the config that reads them."""
+def random_set(config: TrainConfig, folder: Path, items: int) -> TrainConfig:
+    """Write `folder`/shards/{train,val}, random items of the config's shapes, and a codec with random weights; the config that reads them.
+
+    It starts from nothing and hides padding: neither a checkpoint nor a text encoder is needed.
+    """
     codec, generator = folder / "codec", torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         save_weights(codec / VAE_FILE, make_vae(config.codec).state_dict())
@@ -149,7 +152,8 @@ def _random_set(config: TrainConfig, folder: Path, items: int) -> TrainConfig:
         write_null_text(out, _random_text(config, 1, generator))
         finish_index(out, len(sizes), count, facts)
     os.sync()
-    return config.model_copy(update={"data": str(folder / "shards"), "codec_from": str(codec), "init_from": None, "mixture": ()})
+    changes = {"data": str(folder / "shards"), "codec_from": str(codec), "init_from": None, "mixture": (), "encode_text": False}
+    return config.model_copy(update={**changes, "network": config.network.model_copy(update={"mask_text": True})})
 
 
 def _random_text(config: TrainConfig, count: int, generator: torch.Generator) -> TextFeatures:

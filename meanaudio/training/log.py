@@ -38,6 +38,19 @@ class RunLog:
         """A line of words: what somebody who reads the numbers later should know."""
         self._append({"step": step, "note": text})
 
+    def show(self, step: int, samples: Path) -> None:
+        """Put the sounds and pictures of a folder into tensorboard."""
+        if self.board is None:
+            return
+        from matplotlib.image import imread
+        from soundfile import read
+
+        for path in sorted(samples.glob("*.wav")):
+            audio, rate = read(path, dtype="float32")
+            self.board.add_audio(f"samples/{path.stem}", audio[None], step, sample_rate=rate)
+        for path in sorted(samples.glob("*.png")):
+            self.board.add_image(f"samples/{path.stem}", imread(path)[..., :3], step, dataformats="HWC")
+
     def _append(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.file.flush()

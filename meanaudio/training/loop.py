@@ -236,7 +236,9 @@ class Loop:
 
     def _evaluate(self, log: RunLog) -> None:
         network, key = self.averaged(), self.config.loop.best or self.task.best
-        found = self.task.evaluate(network, self.folder / "samples" / f"{self.step:07d}")
+        samples = self.folder / "samples" / f"{self.step:07d}"
+        found = self.task.evaluate(network, samples)
+        log.show(self.step, samples)
         log.write(self.step, {f"held_out/{k}": v for k, v in found.items()})
         if key not in found:
             raise InputError(f"loop.best = {key!r} is none of the held-out numbers: {', '.join(found)}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from meanaudio.config import TrainConfig
+from meanaudio.data.items import read_split
 from meanaudio.data.prepare import Prepared, prepare
 from meanaudio.data.sources import Encoders
 from meanaudio.data.worker import Worker
@@ -60,7 +62,7 @@ def prepare_for(
     manifest: Path,
     out: Path,
     *,
-    split: str = "train",
+    splits: Sequence[str] = ("train",),
     scenes: int = 0,
     seed: int = 0,
     shard_size: int = 256,
@@ -70,26 +72,34 @@ def prepare_for(
     max_left_out: float = 0.01,
     device: str | None = None,
     progress_bar: bool = True,
-) -> Prepared:
-    """Shards that a run of `config` can read: its codec, text encoder, windows and scene weights. See `prepare`."""
+) -> Iterator[Prepared]:
+    """Shards that a run of `config` can read: its codec, text encoder, windows and scene weights. See `prepare`.
+
+    One split goes to `out` itself, several to folders of their names in it, one after the other.
+    """
     encoders = Encoders(config, own_device(device))
-    return prepare(
-        manifest,
-        out,
-        codec=encoders.codec,
-        codec_folder=encoders.folder,
-        encoder=None if config.encode_text else encoders.text,
-        text=config.text,
-        seconds=config.seconds,
-        split=split,
-        windows=config.windows,
-        scenes=scenes,
-        scene_config=config.scenes,
-        seed=seed,
-        shard_size=shard_size,
-        batch_size=batch_size,
-        threads=threads,
-        worker=worker,
-        max_left_out=max_left_out,
-        progress_bar=progress_bar,
-    )
+    if twice := sorted({split for split in splits if splits.count(split) > 1}):
+        raise InputError(f"split {twice[0]!r} is asked for twice")
+    for split in splits:
+        read_split(manifest, split)  # none of them may turn out to be missing after hours on the one before it
+    for split in splits:
+        yield prepare(
+            manifest,
+            out if len(splits) == 1 else out / split,
+            codec=encoders.codec,
+            codec_folder=encoders.folder,
+            encoder=None if config.encode_text else encoders.text,
+            text=config.text,
+            seconds=config.seconds,
+            split=split,
+            windows=config.windows,
+            scenes=scenes,
+            scene_config=config.scenes,
+            seed=seed,
+            shard_size=shard_size,
+            batch_size=batch_size,
+            threads=threads,
+            worker=worker,
+            max_left_out=max_left_out,
+            progress_bar=progress_bar,
+        )

@@ -14,7 +14,7 @@ from meanaudio.config import MixedDataConfig, TextConfig, TrainConfig, WindowCon
 from meanaudio.data.mixture import Mixture
 from meanaudio.data.raw import RawDataset
 from meanaudio.data.shards import ShardDataset
-from meanaudio.data.sources import open_datasets
+from meanaudio.data.sources import Encoders, open_datasets
 from meanaudio.errors import InputError
 
 
@@ -242,6 +242,29 @@ def test_mixtures_that_make_no_sense_are_refused(mixture, told):
 def test_data_that_does_not_fit_the_config_is_refused(config, changes, told):
     with pytest.raises(InputError, match=told):
         opened(config, **changes)
+
+
+@pytest.mark.parametrize(("split", "told"), [("train", "codec_from, holds word-hash"), ("val", "made with text encoder word-hash-2")])
+def test_text_features_of_other_weights_are_refused(config, make_shards, prepared, monkeypatch, split, told):
+    """Against the encoder's files, where they are at hand; the two splits against each other, where they are not."""
+    encoder = WordHash()
+    encoder.fingerprint = "word-hash-2"
+    shutil.rmtree(prepared / split)
+    make_shards(out=prepared / split, split=split, encoder=encoder)
+    if split == "val":
+        monkeypatch.setattr(Encoders, "text_fingerprint", None)
+    with pytest.raises(InputError, match=f"{split}: .*{told}"):
+        opened(config)
+
+
+def test_a_network_that_hears_padding_is_not_fed_from_shards_without_it(config, make_shards, tmp_path):
+    text = TextConfig(encoder="flan_t5+clap")
+    for split in ("train", "val"):
+        make_shards(out=tmp_path / "released" / split, split=split, text=text)
+    changes = {"data": str(tmp_path / "released"), "text": text.model_dump()}
+    opened(config, **changes)
+    with pytest.raises(InputError, match="stores no padding.*encode_text: true"):
+        opened(config, **changes, network={**config.network.model_dump(), "mask_text": False})
 
 
 def test_captions_can_be_encoded_while_training(config, prepared):

@@ -118,6 +118,19 @@ def test_adapters_ask_for_a_base_that_fits_as_it_is(config, tmp_path):
     GeneratorTask(changed(config, init_from=str(tmp_path / "velocities" / "export"), lora=None))
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_hiding_padding_from_a_network_that_hears_it_is_said_or_refused(config, tmp_path, lora):
+    path = tmp_path / "base" / "export" / "config.json"
+    values = json.loads(path.read_text())
+    write_json(path, values | {"network": values["network"] | {"mask_text": False}})
+    if lora is not None:
+        with pytest.raises(InputError, match="mask_text False, the config says True; adapters"):
+            GeneratorTask(changed(config, lora=lora))
+        return
+    with pytest.warns(UserWarning, match="mask_text False, the config says True: the run begins with another function"):
+        GeneratorTask(changed(config, lora=None))
+
+
 def test_another_text_encoder_is_refused(config, tmp_path):
     path = tmp_path / "base" / "export" / "config.json"
     values = json.loads(path.read_text())

@@ -1,16 +1,21 @@
 """What training is fed with does not depend on how it is brought in; and how fast that is."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
-from runs import assert_same_run, run, state_of, tiny_run
+from fakes import WordHash
+from runs import assert_same_run, outcomes, run, start, state_of, step_of, tiny_run
 
+from meanaudio import text
 from meanaudio.audio import save_audio
 from meanaudio.config import LoadingConfig, MixedDataConfig, TrainConfig
 from meanaudio.data.shards import ShardDataset
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.loading import LoadingReport, measure_loading
+from meanaudio.training.loop import Loop
 
 
 @pytest.fixture
@@ -40,6 +45,30 @@ def test_mixed_raw_and_prepared_items_are_trained_on_and_resumed_exactly(config,
     run(config.model_copy(update={"loading": LoadingConfig(ahead=0, threads=1)}), tmp_path / "waiting")
     first, second = (state_of(tmp_path / name) for name in ("whole", "waiting"))
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+class Dies(GeneratorTask):
+    """Killed without warning before it computes step 7, with the next batches half read."""
+
+    def step(self, step, progress, update):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(step, progress, update)
+
+
+def run_by(task, config, folder) -> None:
+    text.ENCODERS["minilm"] = WordHash
+    Loop(task(config), config, folder).run(progress_bar=False)
+
+
+def test_a_kill_with_two_readers_at_work_is_gone_on_from_exactly(config, tmp_path):
+    """The last state is of step 4: batch 5 begins in the middle of both sets' epochs."""
+    config = config.model_copy(update={"loading": LoadingConfig(ahead=2, threads=2)})
+    assert outcomes(start(run_by, GeneratorTask, config, tmp_path / "whole")) == [None]
+    assert outcomes(start(run_by, Dies, config, tmp_path / "killed")) == [-signal.SIGKILL]
+    assert step_of(tmp_path / "killed") == 4
+    assert outcomes(start(run_by, GeneratorTask, config, tmp_path / "killed")) == [None]
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_batches_have_rows_of_each_set_with_text_of_the_encoder(config):

@@ -10,12 +10,14 @@ import torch
 from fakes import LATENT_DIM, fill, random_text, tiny_network
 from runs import assert_same_run, rows, state_of, step_of, tiny_run, with_loop
 
+from meanaudio.audio import save_audio
 from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE
 from meanaudio.config import LoadingConfig, LoopConfig, ObjectiveConfig, OptimConfig, TextConfig, TrainConfig
 from meanaudio.errors import InputError, TrainingDiverged
 from meanaudio.objectives import Objective
 from meanaudio.pipeline import MeanAudio
+from meanaudio.plots import save_spectrogram
 from meanaudio.training.ema import PowerEMA, gamma_of
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.log import RunLog, read_log
@@ -367,3 +369,21 @@ def test_the_log_drops_rows_of_steps_that_will_be_repeated(tmp_path):
     log.write(4, {"loss": 40})
     log.close()
     assert [(row["step"], row["loss"]) for row in read_log(tmp_path)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def test_sounds_and_pictures_are_shown_in_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sound = 0.5 * torch.sin(torch.arange(1600) * 0.1)
+    save_audio(tmp_path / "samples" / "00-a.wav", sound, 16000)
+    save_spectrogram(tmp_path / "samples" / "00-a.png", sound, 16000)
+    log = RunLog(tmp_path)
+    log.show(7, tmp_path / "samples")
+    log.show(8, tmp_path / "nothing")
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    [heard], [seen] = board.Audio("samples/00-a"), board.Images("samples/00-a")
+    assert (heard.step, heard.sample_rate, heard.length_frames) == (7, 16000, 1600)
+    assert seen.step == 7
+    assert seen.width > seen.height > 100
