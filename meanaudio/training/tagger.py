@@ -20,6 +20,7 @@ from meanaudio.precision import DTYPES, computing_in
 from meanaudio.training.loop import Update
 
 CHUNK = 256  # held-out items at a time
+SHOWN = 30  # words in an error
 RELATED = 0.1  # share of one class's captions that also name another, from which on the two are related
 
 
@@ -46,6 +47,9 @@ class TaggerTask:
             width=settings.width, blocks=settings.blocks,
         )  # fmt: skip
         self.taught, self.asked = (_labelled(shards, classes) for shards in (self.train, self.held_out))
+        if unheard := [name for name, named in zip(classes, self.taught[1].any(0).tolist(), strict=True) if not named]:
+            known = ", ".join(frequent_concepts(self.train.captions, SHOWN))
+            raise InputError(f"tagger.words: no training caption names {', '.join(unheard)}; what the most of them name: {known}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.loop.seed)
             tagger = make_tagger(self.described)
