@@ -141,19 +141,27 @@ def _agreement(found: dict[str, Agreement]) -> dict[str, float]:
 
 def measure_run(run: Run, judge: Judge) -> None:
     """Measure what is not measured yet of a finished run, one row after another into its folder."""
-    rows = measured(run)
+    rows, by = measured(run, judge.study), judged_by(judge.study)
     known = {(row["guidance"], row["steps"]) for row in rows}
-    pipeline, config = None, read_checkpoint_config(run.export)
+    pipelines: dict[Path, MeanAudio] = {}
     for scale in run.guidance:
-        for steps, evaluations in settings_of(run.evaluations, scale, config):
+        for steps, evaluations in settings_of(run.evaluations, scale, read_checkpoint_config(run.export)):
             if (scale, steps) not in known:
-                pipeline = pipeline or MeanAudio.from_pretrained(run.export, judge.device, run.config.loop.precision)
-                setting = {"guidance": scale, "steps": steps, "evaluations": evaluations}
-                rows.append(setting | judge(pipeline, steps=steps, guidance=scale))
+                export = run.export_for(steps)
+                if export not in pipelines:
+                    pipelines = {export: MeanAudio.from_pretrained(export, judge.device, run.config.loop.precision)}
+                setting = {"guidance": scale, "steps": steps, "evaluations": evaluations, "network": str(export.relative_to(run.folder))}
+                rows.append(setting | judge(pipelines[export], steps=steps, guidance=scale) | {"by": by})
                 write_text(run.folder / MEASURED, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def measured(run: Run) -> list[dict[str, Any]]:
-    """The rows of a run's folder; none if it has not been measured."""
+def judged_by(study: StudyConfig) -> dict[str, Any]:
+    """What makes a measurement: rows with another of it are not compared, and are measured again."""
+    return study.model_dump(mode="json", include={"clips", "heard", "extractor", "captions", "outputs", "manifest"})
+
+
+def measured(run: Run, study: StudyConfig) -> list[dict[str, Any]]:
+    """The rows of a run's folder that were measured as `study` says; none if it has not been measured."""
     path = run.folder / MEASURED
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return [row for row in rows if row["by"] == judged_by(study)]

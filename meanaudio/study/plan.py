@@ -28,7 +28,15 @@ class Run:
 
     @property
     def export(self) -> Path:
-        return (self.folder / "1-steps" if self.rounds else self.folder) / "export"
+        """What the run ends with."""
+        return self.export_for(1)
+
+    def export_for(self, steps: int) -> Path:
+        """The network to be sampled with so many steps: of a progressive distillation's rounds, the last that still took as many."""
+        if not self.rounds:
+            return self.folder / "export"
+        taken = min(2 ** (steps.bit_length() - 1), self.config.objective.halving.first)
+        return self.folder / f"{taken}-steps" / "export"
 
     @property
     def steps(self) -> int:

@@ -71,14 +71,14 @@ def lines_of(study: StudyConfig, plan: Sequence[Job]) -> list[Line]:
             chains = [job.runs for job in plan if job.budget == budget and job.method == method]
             for number, stage_runs in enumerate(zip(*chains, strict=True)):
                 for guidance in stage_runs[0].guidance:
-                    found.append(_line(budget, method, number == len(chains[0]) - 1, stage_runs, guidance))
+                    found.append(_line(study, budget, method, number == len(chains[0]) - 1, stage_runs, guidance))
     return found
 
 
-def _line(budget: str, method: str, last: bool, runs: Sequence[Run], guidance: float) -> Line:
+def _line(study: StudyConfig, budget: str, method: str, last: bool, runs: Sequence[Run], guidance: float) -> Line:
     values: dict[str, dict[int, list[float]]] = {}
     for run in runs:
-        for row in measured(run):
+        for row in measured(run, study):
             if row["guidance"] == guidance:
                 for key in NUMBERS.keys() & row.keys():
                     values.setdefault(key, {}).setdefault(row["evaluations"], []).append(row[key])

@@ -10,7 +10,7 @@ from meanaudio.config import StudyConfig, load_config
 from meanaudio.errors import InputError
 from meanaudio.pipeline import MeanAudio
 from meanaudio.study.costs import step_costs
-from meanaudio.study.measure import Judge, measure_run
+from meanaudio.study.measure import Judge, judged_by, measure_run
 from meanaudio.study.plan import Job, Run, jobs, stage_config
 from meanaudio.study.report import write_report
 from meanaudio.study.runs import claimed, divergence, finished, train_run
@@ -38,7 +38,7 @@ def study(config: Path, out: Path, *, device: str | None = None, report_only: bo
     plan = list(jobs(settings, place, out, {label: cost["seconds"] for label, cost in costs.items()}))
     if not report_only and not _work(settings, place, out, plan, device, progress_bar):
         return None
-    return write_report(settings, out, plan, costs, read_json(out / LIMITS) if (out / LIMITS).is_file() else {})
+    return write_report(settings, out, plan, costs, _limits(out, settings))
 
 
 def _work(settings: StudyConfig, place: Path, out: Path, plan: list[Job], device: str | None, progress_bar: bool) -> bool:
@@ -69,5 +69,12 @@ def _work(settings: StudyConfig, place: Path, out: Path, plan: list[Job], device
 
 def _measure_limits(out: Path, run: Run, judge: Judge) -> None:
     """Once in a study; any run's pipeline has the codec that it takes."""
-    if not (out / LIMITS).is_file():
-        write_json(out / LIMITS, judge.limits(MeanAudio.from_pretrained(run.export, judge.device, run.config.loop.precision)))
+    if not _limits(out, judge.study):
+        found = judge.limits(MeanAudio.from_pretrained(run.export, judge.device, run.config.loop.precision))
+        write_json(out / LIMITS, {"by": judged_by(judge.study), "limits": found})
+
+
+def _limits(out: Path, settings: StudyConfig) -> dict[str, dict[str, float]]:
+    """What `Judge.limits` said; empty if it was not asked, or said it under other settings."""
+    found = read_json(out / LIMITS) if (out / LIMITS).is_file() else {"by": None}
+    return found["limits"] if found["by"] == judged_by(settings) else {}

@@ -67,6 +67,9 @@ def test_a_chain_hands_its_networks_on(published, tmp_path):
     assert guided.config.init_from == guided.config.objective.teacher == str(flow.export)
     assert halving.config.init_from == halving.config.objective.teacher == str(guided.export)
     assert halving.export.parent.name == "1-steps"
+    networks = {n: halving.export_for(n).parent.name for n in (1, 2, 3, 4, 7, 8, 25)}
+    assert networks == {1: "1-steps", 2: "2-steps", 3: "2-steps", 4: "4-steps", 7: "4-steps", 8: "8-steps", 25: "8-steps"}
+    assert flow.export_for(1) == flow.export_for(25) == flow.export
     assert halving.rounds == math.log2(halving.config.objective.halving.first) + 1
     assert {run.config.loop.seed for run in (flow, guided, halving)} == {1}
     assert {run.config.network.width for run in (flow, guided, halving)} == {published.settings["network"]["width"]}
@@ -181,6 +184,9 @@ def test_a_study_from_configs_to_tables(run, tiny, tmp_path):
     rows = [json.loads(line) for line in (out / "runs" / "seed-0" / "flow-4" / MEASURED).read_text("utf-8").splitlines()]
     assert [(row["guidance"], row["steps"], row["evaluations"]) for row in rows] == [(1, 1, 1), (1, 2, 2), (3, 1, 2), (3, 2, 4)]
     assert all(math.isfinite(row[key]) for row in rows for key in NUMBERS)
+    assert {row["network"] for row in rows} == {"export"}
+    halved = [json.loads(line) for line in (out / "runs" / "seed-0" / "flow-2+halving-1" / MEASURED).read_text("utf-8").splitlines()]
+    assert [row["network"] for row in halved] == ["1-steps/export", "2-steps/export"]
     results = read_json(out / "study.json")
     (one,) = (line for line in results["lines"] if line["budget"] == "equal cost")
     assert one["name"] == "mean flow" and one["ended"] == 2 and [len(x) for x in one["values"]["heard/kl"].values()] == [2, 1]
@@ -242,15 +248,15 @@ def test_a_stopped_study_goes_on(tiny, tmp_path, monkeypatch):
     assert all(line.ended == line.planned for line in lines_of(load_config(StudyConfig, tiny), plan_of(tiny, out)))
 
 
-def test_rows_that_are_there_are_not_measured_again(tiny, tmp_path):
-    out = tmp_path / "out"
+def test_rows_are_measured_again_only_if_they_were_measured_otherwise(tiny, tmp_path):
+    out, settings = tmp_path / "out", load_config(StudyConfig, tiny)
     study(tiny, out, device="cpu", progress_bar=False)
     run_ = plan_of(tiny, out)[0].runs[0]
-    first, *rest = measured(run_)
-    marked = first | {"heard/kl": 123.0}
-    (run_.folder / MEASURED).write_text(json.dumps(marked) + "\n", "utf-8")
+    first, second = measured(run_, settings)
+    marked, otherwise = first | {"heard/kl": 123.0}, second | {"heard/kl": 123.0, "by": second["by"] | {"clips": 99}}
+    (run_.folder / MEASURED).write_text("".join(json.dumps(row) + "\n" for row in (marked, otherwise)), "utf-8")
     study(tiny, out, device="cpu", progress_bar=False)
-    assert measured(run_) == [marked, *rest]
+    assert measured(run_, settings) == [marked, second]
 
 
 def test_sounds_that_the_shards_were_not_made_of_are_refused(tiny, tmp_path):
