@@ -31,7 +31,7 @@ REPORT, RESULTS = "study.md", "study.json"
 class Line:
     """One row of a table: a stage of a method under a budget at one guidance scale, over the seeds that are there.
 
-    values: number -> evaluations -> one value a seed. steps: of training, by stage. planned, begun, diverged: runs.
+    values: number -> evaluations -> one value a seed. steps: of training, by stage. planned, ended, diverged: runs.
     """
 
     budget: str
@@ -64,7 +64,7 @@ def write_report(study: StudyConfig, out: Path, plan: Sequence[Job], costs: Mapp
 
 
 def lines_of(study: StudyConfig, plan: Sequence[Job]) -> list[Line]:
-    """Lines in the order of budgets, methods, stages and scales; what has not been run has a line without values."""
+    """Lines in the order of budgets, methods, stages and scales; what has not been measured has a line without values."""
     found = []
     for budget, given in study.budgets.items():
         for method in given.methods or study.methods:
@@ -105,7 +105,8 @@ def to_markdown(
         what = f"{given.times * study.steps:g} training steps" if given.equal == "steps" else _cost_told(study, given.times)
         parts.append(f"### {budget[0].upper()}{budget[1:]}: {what} each\n\n![{budget}]({pictures[budget]})")
         parts.append(_runs_table(own))
-        parts += [_number_table(study, key, own, limits) for key in NUMBERS]
+        if any(line.values for line in own):
+            parts += [_number_table(study, key, own, limits) for key in NUMBERS]
     return "\n\n".join(parts) + "\n"
 
 
@@ -129,7 +130,7 @@ def _costs_table(study: StudyConfig, costs: Mapping[str, Any]) -> str:
 
 
 def _runs_table(lines: Sequence[Line]) -> str:
-    """Methods, not scales: a run that is measured twice has one row."""
+    """Methods, not scales: a run that is measured twice has one row. What has not been run is told here and has no row in the others."""
     rows = {line.name.split(", guidance")[0]: line for line in lines}
     told = [[name, x.steps, f"{x.ended} of {x.planned}", _share(x)] for name, x in rows.items()]
     return _table(["method", "training steps", "runs ended", "without divergence"], told)
@@ -143,10 +144,10 @@ def _share(line: Line) -> str:
 def _number_table(study: StudyConfig, key: str, lines: Sequence[Line], limits: Mapping[str, Any]) -> str:
     what, decimals, up = NUMBERS[key]
     counts = sorted({n for line in lines for n in line.values.get(key, {})} | set(study.evaluations))
-    rows = [[line.name, *(_cell(line, key, n, decimals) for n in counts)] for line in lines]
+    rows = [[line.name, *(_cell(line, key, n, decimals) for n in counts)] for line in lines if line.values]
     for name, told in (("codec", "recordings through the codec"), ("others", "other recordings"), ("chance", "chance")):
         if key in limits.get(name, {}):
-            value = f"{limits[name][key] * FACTORS.get(key, 1):.{decimals}f}"
+            value = f"{round(limits[name][key] * FACTORS.get(key, 1), decimals) + 0.0:.{decimals}f}"  # no -0.00
             rows.append([f"*{told}*", value, *[""] * (len(counts) - 1)])
     title = f"**{what[0].upper()}{what[1:]}**, {'higher' if up else 'lower'} is better, by network evaluations a clip"
     return f"{title}\n\n" + _table(["", *map(str, counts)], rows)
@@ -155,7 +156,7 @@ def _number_table(study: StudyConfig, key: str, lines: Sequence[Line], limits: M
 def _cell(line: Line, key: str, evaluations: int, decimals: int) -> str:
     mean, spread, factor = line.mean(key, evaluations), line.spread(key, evaluations), FACTORS.get(key, 1)
     if mean is None:
-        return "" if line.values else "not run"
+        return ""
     return f"{mean * factor:.{decimals}f}" + ("" if spread is None else f" ± {spread * factor:.{decimals}f}")
 
 

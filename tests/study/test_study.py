@@ -213,7 +213,8 @@ def test_what_has_not_been_run_says_so(tiny, tmp_path):
     write_json(out / "costs.json", {name: {"seconds": 1.0, "peak_memory": 1} for name in ("base", "flow", "halving")})
     text = study(tiny, out, report_only=True).read_text("utf-8")
     assert "| mean flow | 4 | 0 of 2 | not run |" in text
-    assert "| flow, guidance 3 | not run | not run |" in text
+    assert "| halved | 2 + 2 × 1 | 0 of 1 | not run |" in text
+    assert "by network evaluations" not in text
 
 
 def test_a_diverged_run_is_recorded_counted_and_not_tried_again(tiny, tmp_path, monkeypatch):
