@@ -76,5 +76,7 @@ def _measure_limits(out: Path, run: Run, judge: Judge) -> None:
 
 def _limits(out: Path, settings: StudyConfig) -> dict[str, dict[str, float]]:
     """What `Judge.limits` said; empty if it was not asked, or said it under other settings."""
-    found = read_json(out / LIMITS) if (out / LIMITS).is_file() else {"by": None}
-    return found["limits"] if found["by"] == judged_by(settings) else {}
+    if not (out / LIMITS).is_file():
+        return {}
+    found = read_json(out / LIMITS)
+    return dict(found["limits"]) if found["by"] == judged_by(settings) else {}
