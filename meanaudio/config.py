@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -542,6 +542,78 @@ class TrainConfig(Config):
         return self
 
 
+# ---------------------------------------------------------------- studies
+
+
+class StageConfig(Config):
+    """One training run of a study's method; the stages after the first continue the network before them, a distillation learns from it.
+
+    config: a training config, beside the study's file. changes: its sections as this study has them. name: of the run's folder; the
+    config's own without "generator_" if left out. share: of the method's steps or cost. guidance: scales at which the network is measured,
+    1 is none; of the last stage 1 if left out, of those before it none.
+    """
+
+    config: str
+    changes: dict[str, Any] = {}
+    name: str | None = None
+    share: float = Field(1.0, gt=0, le=1)
+    guidance: tuple[float, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return self.name or Path(self.config).stem.removeprefix("generator_")
+
+
+class BudgetConfig(Config):
+    """What the methods are given alike: `times` the study's training steps, or `times` what those steps of its reference cost.
+
+    methods: all of them if left out. repeated: those of them that are run with every seed and not the first alone; all if left out.
+    """
+
+    equal: Literal["steps", "cost"]
+    times: float = Field(1.0, gt=0)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    methods: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+
+
+class StudyConfig(Config):
+    """Methods of few steps beside each other (docs/methods.md).
+
+    settings: sections of the training configs that all runs have in common. manifest: the sounds that the shards were made of.
+    evaluations: of the network, a clip, at which outputs are measured; repeated_evaluations: with a budget's second seed and those after.
+    clips: held-out scenes whose outputs are compared as latents;
+    heard: of those, how many `extractor` listens to. captions, outputs: of the text agreement, see evaluate-text.
+    """
+
+    settings: dict[str, Any] = {}
+    manifest: str
+    steps: int = Field(1000, gt=0)
+    reference: str
+    methods: dict[str, tuple[StageConfig, ...]] = Field(min_length=1)
+    budgets: dict[str, BudgetConfig] = Field(min_length=1)
+    evaluations: tuple[int, ...] = (1, 2, 4, 8, 25)
+    repeated_evaluations: tuple[int, ...] = (1, 4)
+    clips: int = Field(256, ge=2)
+    heard: int = Field(96, ge=2)
+    extractor: str = "yamnet"
+    captions: int = Field(40, ge=2)
+    outputs: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _methods_are_there(self):
+        named = [(f"budgets.{name}", method) for name, given in self.budgets.items() for method in (*given.methods, *given.repeated)]
+        for source, name in [("reference", self.reference), *named]:
+            if name not in self.methods:
+                raise ValueError(f"{source}: no method {name!r}; there are {', '.join(self.methods)}")
+        for name, stages in self.methods.items():
+            if not stages or abs(sum(stage.share for stage in stages) - 1) > 1e-6:
+                raise ValueError(f"methods.{name}: the shares of its stages must sum to 1, not {sum(stage.share for stage in stages):g}")
+        if len(self.methods[self.reference]) > 1:
+            raise ValueError(f"reference {self.reference!r} has several stages; it must be one run")
+        return self
+
+
 # ---------------------------------------------------------------- checkpoints
 
 
@@ -628,9 +700,9 @@ def parse(cls: type[T], values: dict[str, Any], source: str = "config") -> T:
         raise InputError(f"{source}: " + "; ".join(_explain(cls, e) for e in error.errors())) from None
 
 
-def load_config(cls: type[T], path: str | Path, overrides: Iterable[str] = ()) -> T:
-    """Read a YAML file (and what it extends), apply `a.b=value` overrides, validate."""
-    values = _read(Path(path), seen=())
+def load_config(cls: type[T], path: str | Path, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None) -> T:
+    """Read a YAML file (and what it extends), apply `changes` (sections of values) and `a.b=value` overrides, validate."""
+    values = _merge(_read(Path(path), seen=()), dict(changes or {}))
     for override in overrides:
         key, value = parse_assignment(override)
         _set(values, key.split("."), value, override)

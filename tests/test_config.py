@@ -14,6 +14,7 @@ from meanaudio.config import (
     NetworkConfig,
     ReleaseVAEConfig,
     ScheduleConfig,
+    StudyConfig,
     TrainConfig,
     VAEConfig,
     constant,
@@ -36,8 +37,9 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_config_of_the_repository_loads(path):
-    config = load_config(TrainConfig, path)
-    assert parse(TrainConfig, config.model_dump(mode="json")) == config
+    kind = StudyConfig if path.name == "study.yaml" else TrainConfig
+    config = load_config(kind, path)
+    assert parse(kind, config.model_dump(mode="json")) == config
 
 
 def test_an_empty_file_is_all_defaults(write):
@@ -157,6 +159,12 @@ def test_a_file_states_only_its_difference(write, tmp_path):
     config = load_config(TrainConfig, write("top.yaml", "extends: deep/middle.yaml\nnetwork: {single_depth: 3}"))
     assert (config.loop.steps, config.loop.seed) == (5, 2)
     assert (config.network.latent_dim, config.network.single_depth, config.network.width) == (8, 3, 32)
+
+
+def test_changes_come_between_the_file_and_its_overrides(write):
+    path = write("a.yaml", "seconds: 2\nloop: {steps: 5, seed: 3}")
+    config = load_config(TrainConfig, path, ["loop.steps=7"], changes={"loop": {"steps": 6, "batch_size": 2}})
+    assert (config.seconds, config.loop.steps, config.loop.batch_size, config.loop.seed) == (2, 7, 2, 3)
 
 
 def test_a_circle_of_files_is_refused(write):

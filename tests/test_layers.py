@@ -23,6 +23,7 @@ ROWS = (
     ("pipeline",),
     ("evaluation", "generate", "knows", "pack"),
     ("training",),
+    ("study",),
     ("cli", "webui", "export"),
 )
 ROW = {part: number for number, parts in enumerate(ROWS) for part in parts}

@@ -9,7 +9,7 @@ import typer
 from torch.distributed.run import get_args_parser
 
 from meanaudio.cli import app
-from meanaudio.config import TrainConfig, load_config
+from meanaudio.config import StudyConfig, TrainConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("checkpoints/*/README.md")), *sorted(ROOT.glob("docs/*.md"))]
@@ -39,7 +39,7 @@ def test_shown_command_parses(document, line):
     assert not context.args
     if config := context.params.get("config"):
         assert (ROOT / config).is_file(), f"{document}: {config} does not exist"
-        load_config(TrainConfig, ROOT / config, context.params.get("set_") or [])
+        load_config(StudyConfig if command.name == "study" else TrainConfig, ROOT / config, context.params.get("set_") or [])
 
 
 def test_the_readme_shows_commands():

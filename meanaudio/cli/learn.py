@@ -107,6 +107,21 @@ def prepare(
         print(prepared.to_text())
 
 
+@app.command()
+def study(
+    config: Annotated[Path, typer.Option("--config", "-c", help="A study's YAML file, such as configs/study.yaml.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of runs, tables and plots; what is done there is kept.")],
+    device: Device = None,
+    report: Annotated[bool, typer.Option("--report", help="Train and measure nothing: tables and plots of what there is.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train several methods alike, measure them by network evaluations, and write tables and plots; start it twice to share the work."""
+    from meanaudio.study.run import study as run
+
+    written = run(config, out, device=device, report_only=report, progress_bar=not quiet)
+    print(f"{out}: stopped; the same command goes on" if written is None else written)
+
+
 @app.command("compare-runs")
 def compare_runs(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs.")],

@@ -201,13 +201,29 @@ def evaluate_text(
     captions: Annotated[int, typer.Option(help="How many training captions to try.")] = 40,
     steps: Annotated[int, typer.Option(help="Network evaluations a clip.")] = 1,
     candidates: Annotated[int, typer.Option("--candidates", "-n", help="Drawn for each clip; the best by the scorer is taken.")] = 1,
+    outputs: Annotated[int, typer.Option(min=1, help="Clips a caption.")] = 4,
+    guidance: Annotated[float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none.")] = 1.0,
+    generation: Annotated[
+        Optional[list[str]], typer.Option("--with", help="NAME=value, another option of MeanAudio.generate, such as stochastic=true.")
+    ] = None,
+    naming: Annotated[Optional[Path], typer.Option(help="A tagger's folder: captions that name none of its classes are left out.")] = None,
+    extractor: Annotated[
+        Optional[str],
+        typer.Option("--extractor", "-e", help="NAME or NAME=weights of a listener; left out: latents alone are compared."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of captions, scenes and noise.")] = 0,
     device: Device = None,
 ) -> None:
-    """Ask whether outputs are nearer to recordings of their own caption than to others."""
+    """Ask whether outputs are nearer to recordings of their own caption than to others, and how much those of one caption differ."""
+    from meanaudio.config import parse_assignment
     from meanaudio.evaluation.text_match import text_match
 
-    print(text_match(model, manifest, count=captions, steps=steps, candidates=candidates, seed=seed, device=device).to_text())
+    options = {"guidance_scale": guidance, "num_candidates": candidates, **dict(parse_assignment(text) for text in generation or ())}
+    found = text_match(
+        model, manifest, count=captions, outputs=outputs, steps=steps, seed=seed, options=options, naming=naming, extractor=extractor,
+        device=device,
+    )  # fmt: skip
+    print(found.to_text())
 
 
 @app.command("benchmark-release")

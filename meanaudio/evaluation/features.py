@@ -109,17 +109,22 @@ def compare(
     return Comparison({key: value for key, value in numbers.items() if value is not None}, clips)
 
 
-def compare_audio(extractor: Extractor, made: Tensor, reference: Tensor, sample_rate: int, batch: int = 16) -> dict[str, float]:
-    """Numbers of outputs [B, N] against recordings [B, N] of the same captions, in memory: for evaluation during training."""
+def listen(extractor: Extractor, audio: Tensor, sample_rate: int, batch: int = 16) -> Features:
+    """What is heard in clips [B, N] in memory; their names are "0", "1", ..."""
+    clips = [torch.from_numpy(resample(x.numpy(), sample_rate, extractor.sample_rate)) for x in audio.float().cpu()]
+    found = [features for k in range(0, len(clips), batch) for features in extractor(clips[k : k + batch])]
+    return gather(((str(k), features) for k, features in enumerate(found)), extractor.dim)
 
-    def heard(audio: Tensor) -> Features:
-        clips = [torch.from_numpy(resample(x.numpy(), sample_rate, extractor.sample_rate)) for x in audio.float().cpu()]
-        found = [features for k in range(0, len(clips), batch) for features in extractor(clips[k : k + batch])]
-        return gather(((str(k), features) for k, features in enumerate(found)), extractor.dim)
 
-    ours, theirs = heard(made), heard(reference)
-    pairs = {name: name for name in ours.names}
-    return compare(ours, theirs.statistics, reference=theirs, pairs=pairs, multi_label=extractor.multi_label).numbers
+def compare_heard(extractor: Extractor, made: Features, reference: Features) -> dict[str, float]:
+    """Numbers of outputs against recordings of the same captions, both as `listen` gave them."""
+    pairs = {name: name for name in made.names}
+    return compare(made, reference.statistics, reference=reference, pairs=pairs, multi_label=extractor.multi_label).numbers
+
+
+def compare_audio(extractor: Extractor, made: Tensor, reference: Tensor, sample_rate: int) -> dict[str, float]:
+    """The same of clips [B, N] in memory: for evaluation during training."""
+    return compare_heard(extractor, listen(extractor, made, sample_rate), listen(extractor, reference, sample_rate))
 
 
 def chance(reference: Features, captions: Sequence[str], texts: Tensor | None, *, multi_label: bool) -> dict[str, float]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,21 @@ from meanaudio.checkpoint import file_hash, folder_hash, read_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, Codec, load_codec
 from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
+from meanaudio.errors import InputError
 from meanaudio.evaluation.clips import Sound, SoundSet, Treatment, same_metadata, stem_of, write_rows
 from meanaudio.evaluation.signal import level_db
 from meanaudio.pipeline import FAST, MeanAudio, resolve_device, resolve_dtype
+
+OURS = {
+    "self",
+    "prompts",
+    "duration",
+    "steps",
+    "guidance_scale",
+    "seed",
+    "keep",
+    "level_db",
+}  # options of generation that an evaluation sets
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,13 @@ class Checkpoint:
                 self._save(path, through.float().cpu(), treatment, facts)
             sounds.append(Sound(sound.name, path, sound.caption, sound.name))
         return SoundSet("references through the codec", sounds, facts={"codec": codec_hash})
+
+
+def check_options(names: Iterable[str]) -> None:
+    """Raises InputError if one of `names` is no option of MeanAudio.generate that an evaluation leaves free."""
+    free = set(inspect.signature(MeanAudio.generate).parameters) - OURS
+    if unknown := sorted(set(names) - free):
+        raise InputError(f"no option of generation that can be set here: {', '.join(unknown)}; there are {', '.join(sorted(free))}")
 
 
 def raw_levels(sounds: Sequence[Sound]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +14,9 @@ from meanaudio.errors import InputError
 from meanaudio.evaluation.clips import Treatment, by_key, choose, evenly, matching, one_a_recording, read_clips
 from meanaudio.evaluation.extractors import Extractor
 from meanaudio.evaluation.hearing import Hearing
-from meanaudio.evaluation.outputs import Checkpoint, Wish
+from meanaudio.evaluation.outputs import Checkpoint, Wish, check_options
 from meanaudio.evaluation.protocols import Protocol
 from meanaudio.evaluation.statistics import FeatureStatistics
-from meanaudio.pipeline import MeanAudio
 
 # what a protocol says, so that whoever says otherwise departs from it
 FIXED = ("limit", "steps", "clips_a_prompt", "duration", "level_db", "trim_db", "noise_db", "allow_missing", "unpaired")
@@ -114,10 +112,7 @@ def _check_numbers(request: Request) -> None:
 
 
 def _check_generation(request: Request) -> None:
-    ours = {"self", "prompts", "duration", "steps", "guidance_scale", "seed", "keep", "level_db"}
-    free = set(inspect.signature(MeanAudio.generate).parameters) - ours
-    if unknown := sorted({name for name, _ in request.generation} - free):
-        raise InputError(f"no option of generation that can be set here: {', '.join(unknown)}; there are {', '.join(sorted(free))}")
+    check_options(name for name, _ in request.generation)
     if request.generation and request.outputs is not None:
         raise InputError(f"options of generation belong to a checkpoint; {request.outputs} holds outputs that exist already")
 

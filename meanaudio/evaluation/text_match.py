@@ -1,102 +1,187 @@
-"""Does the text matter? One-step outputs against recordings of their own and of other captions, in the codec's latents."""
+"""Does the text matter? Outputs against recordings of their own and of other captions: in the codec's latents, and as a listener hears."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from meanaudio.audio import limit_peak, match_level, resample
+from meanaudio.concepts import labels
+from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.manifest import Clip, read_manifest
 from meanaudio.data.scenes import SceneComposer
 from meanaudio.errors import InputError
+from meanaudio.evaluation.extractors import Extractor
+from meanaudio.evaluation.hearing import make_listener
 from meanaudio.evaluation.latents import summary
+from meanaudio.evaluation.metrics import cosine_distances
+from meanaudio.evaluation.outputs import check_options
+from meanaudio.models.tagger import load_tagger
 from meanaudio.pipeline import MeanAudio
 from meanaudio.ranking import best_of, candidate_seeds, check_candidates
+from meanaudio.steering import codec_names
+
+LATENTS = "latents"
+LEVEL_DB = -18.0  # of every clip's loudest 400 ms, as outputs are brought to
+CHUNK = 32  # outputs at a time
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """ranks: [captions, outputs] place (0 is best) of the own caption's recordings among all captions'. diversity: mean cosine distance
+    between clips of one caption, None for latents and for one output a caption.
+    """
+
+    ranks: Tensor
+    diversity: float | None
+
+    @property
+    def top_1(self) -> float:
+        return (self.ranks < 1).float().mean().item()
+
+    @property
+    def top_5(self) -> float:
+        return (self.ranks < 5).float().mean().item()
+
+    @property
+    def mean_rank(self) -> float:
+        return self.ranks.float().mean().item() + 1
 
 
 @dataclass(frozen=True)
 class TextMatch:
-    """ranks: [captions, seeds] place (0 is best) of the own caption's recordings among all captions'. candidates: behind each output."""
+    """made, floor: by who compares: "latents", or a listener's name. evaluations: of networks, a clip, on average."""
 
-    model: str
+    title: str
     captions: list[str]
-    ranks: Tensor
-    floor: Tensor
-    steps: int
-    candidates: int = 1
-
-    @property
-    def chance(self) -> float:
-        return 1 / len(self.captions)
+    made: dict[str, Agreement]
+    floor: dict[str, Agreement]
+    evaluations: float
 
     def to_text(self) -> str:
         n = len(self.captions)
-        ranked = f", the best of {self.candidates} by its scorer" if self.candidates > 1 else ""
-        rows = [
-            f"{self.model}: {n} training captions, {self.ranks.shape[1]} outputs each{ranked}, {self.steps} step(s); nearest recordings "
-            "by the standardised time statistics (mean, deviation, change) of codec latents",
-            f"{'':<24}{'top 1':>8}{'top 5':>8}{'mean rank':>11}",
-        ]
-        for name, ranks in (("generated", self.ranks), ("other recordings (floor)", self.floor)):
-            found = ranks.float()
-            rows.append(f"{name:<24}{(found < 1).float().mean():>8.1%}{(found < 5).float().mean():>8.1%}{found.mean() + 1:>11.2f}")
-        rows.append(f"{'chance':<24}{1 / n:>8.1%}{min(1.0, 5 / n):>8.1%}{(n + 1) / 2:>11.2f}")
-        return "\n".join(rows)
+        lines = [self.title, f"{'':<36}{'top 1':>8}{'top 5':>8}{'mean rank':>11}{'diversity':>11}"]
+        for where, made in self.made.items():
+            for name, found in ((f"generated, by {where}", made), (f"other recordings, by {where}", self.floor[where])):
+                diversity = "" if found.diversity is None else f"{found.diversity:>11.3f}"
+                lines.append(f"{name:<36}{found.top_1:>8.1%}{found.top_5:>8.1%}{found.mean_rank:>11.2f}{diversity}")
+        lines.append(f"{'chance':<36}{1 / n:>8.1%}{min(1.0, 5 / n):>8.1%}{(n + 1) / 2:>11.2f}")
+        return "\n".join(lines)
 
 
-def choose_captions(clips: Sequence[Clip], count: int, seed: int) -> list[str]:
-    """`count` captions that have recordings in the training split, drawn evenly."""
+def choose_captions(clips: Sequence[Clip], count: int, seed: int, classes: Sequence[str] | None = None) -> list[str]:
+    """`count` captions that have recordings in the training split, drawn evenly; with `classes`, of those that name one."""
     known = sorted({c.caption for c in clips if c.split == "train"})
+    if classes is not None:
+        known = [caption for caption, named in zip(known, labels(known, classes), strict=True) if any(named)]
     if len(known) < count:
-        raise InputError(f"{count} captions asked for, the training split has {len(known)}")
+        which = "" if classes is None else " that name a class of the tagger"
+        raise InputError(f"{count} captions asked for, the training split has {len(known)}{which}")
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
     return sorted(known[i] for i in order[:count].tolist())
 
 
-@torch.inference_mode()
-def text_match(
-    model: str | Path, manifest: str | Path, *, count: int = 40, seeds: int = 4, recordings: int = 8, steps: int = 1,
-    candidates: int = 1, seed: int = 0, device: str | None = None,
-) -> TextMatch:  # fmt: skip
-    """Rank `count` training captions for outputs made from each of them. candidates: as MeanAudio.generate's num_candidates.
+class KnownCaptions:
+    """Training captions and what their recordings are like.
 
-    Every caption's recordings are windows like those of training (one clip at a random place), summarised and averaged. Fresh windows of
-    the same recordings, ranked in the same way, are the best that outputs could reach under this measure.
+    Every caption's recordings are windows like those of training (one clip at a random place), described and averaged. Fresh windows of
+    the same recordings, ranked in the same way, are the best that outputs could reach under this measure: `floor`.
+    Latents are described by their standardised time statistics, sounds by the listener's embedding, brought to length 1.
     """
+
+    @torch.inference_mode()
+    def __init__(
+        self, pipeline: MeanAudio, manifest: str | Path, *, count: int, outputs: int, recordings: int = 8, seed: int = 0,
+        classes: Sequence[str] | None = None, listener: Extractor | None = None,
+    ) -> None:  # fmt: skip
+        seconds, rate, clips = pipeline.config.seconds, pipeline.sample_rate, read_manifest(manifest)
+        self.captions, self.outputs, self.seed = choose_captions(clips, count, seed, classes), outputs, seed
+        self.rate, self.num_samples = rate, pipeline.codec.spec.num_samples(seconds)
+        self.listener = listener
+        known, fresh = [], []
+        for caption in self.captions:
+            own = [c for c in clips if c.caption == caption and c.split == "train"]
+            composer = SceneComposer(own, rate, seconds, seed, weights={"single": 1.0})
+            audio = torch.stack([composer(i).audio for i in range(recordings + outputs)])
+            latents = pipeline.encode(audio.to(pipeline.device))
+            described = self._describe(latents, lambda audio=audio: audio)  # type: ignore[misc]
+            known.append({where: x[:recordings] for where, x in described.items()})
+            fresh.append({where: x[recordings:] for where, x in described.items()})
+        references = {where: torch.stack([x[where] for x in known]) for where in known[0]}
+        spread = references[LATENTS].flatten(0, 1).std(0)
+        self.spread = {where: spread if where == LATENTS else torch.ones(()) for where in references}
+        self.centres = {where: x.mean(1) / self.spread[where] for where, x in references.items()}
+        self.floor = self._agreements({where: torch.stack([x[where] for x in fresh]) for where in self.centres})
+
+    def _describe(self, latents: Tensor, sound: Callable[[], Tensor]) -> dict[str, Tensor]:
+        """Rows [B, D] by who compares; sound() -> [B, N] is asked for if somebody listens."""
+        found = {LATENTS: summary(latents).cpu()}
+        if self.listener is not None:
+            loud = limit_peak(match_level(sound().float().cpu(), LEVEL_DB, self.rate))
+            clips = [torch.from_numpy(resample(x.numpy(), self.rate, self.listener.sample_rate)) for x in loud]
+            heard = torch.stack([features.embeddings.mean(0) for features in self.listener(clips)])
+            found[self.listener.name] = torch.nn.functional.normalize(heard, dim=1)
+        return found
+
+    def _agreements(self, described: Mapping[str, Tensor]) -> dict[str, Agreement]:
+        """described: [captions, outputs, D] by who compares."""
+        found = {}
+        for where, rows in described.items():
+            names = [caption for caption in self.captions for _ in range(rows.shape[1])]
+            diversity = None if where == LATENTS else cosine_distances(rows.flatten(0, 1), names)[0]
+            found[where] = Agreement(own_ranks(rows / self.spread[where], self.centres[where]), diversity)
+        return found
+
+    @torch.inference_mode()
+    def agreement(self, pipeline: MeanAudio, *, steps: int, **options: Any) -> tuple[dict[str, Agreement], float]:
+        """Of outputs of each caption, and the network evaluations of one. options: of MeanAudio.generate that are not of its sound."""
+        prompts = [caption for caption in self.captions for _ in range(self.outputs)]
+        num_latents, stochastic = pipeline.codec.spec.window_latents(pipeline.config.seconds), options.pop("stochastic", False)
+        candidates = options.pop("num_candidates", 1)
+        check_candidates(pipeline.name, pipeline.scorer is not None, candidates, 1)
+        rows: dict[str, list[Tensor]] = {}
+        evaluations = 0
+        for start in range(0, len(prompts), CHUNK):
+            some = prompts[start : start + CHUNK]
+            text, steering = pipeline.steer([prompt for prompt in some for _ in range(candidates)], **options)
+            seeds = candidate_seeds(self.seed + start, len(some), candidates)
+            latents = pipeline.sample_latents(text, seeds, num_latents, steps=steps, steering=steering, stochastic=stochastic)
+            if candidates > 1:
+                latents = latents[best_of(pipeline.score(latents, text), candidates, 1)]
+            for where, x in self._describe(latents, lambda latents=latents: pipeline.decode(latents, self.num_samples)).items():  # type: ignore[misc]
+                rows.setdefault(where, []).append(x)
+            evaluations += steering.evaluations.clips
+        described = {where: torch.cat(x).unflatten(0, (len(self.captions), self.outputs)) for where, x in rows.items()}
+        return self._agreements(described), evaluations / len(prompts)
+
+
+def text_match(
+    model: str | Path, manifest: str | Path, *, count: int = 40, outputs: int = 4, steps: int = 1, seed: int = 0,
+    options: Mapping[str, Any] | None = None, naming: Path | None = None, extractor: str | None = None, device: str | None = None,
+) -> TextMatch:  # fmt: skip
+    """Rank `count` training captions for outputs made from each of them.
+
+    options: of MeanAudio.generate, such as guidance_scale. naming: a tagger's folder; captions that name none of its classes are left out.
+    extractor: who listens, beside the comparison of latents.
+    """
+    options = dict(options or {})
+    check_options(options.keys() - {"guidance_scale"})
     pipeline = MeanAudio.from_pretrained(model, device=device)
-    check_candidates(pipeline.name, pipeline.scorer is not None, candidates, 1)
-    seconds, rate = pipeline.config.seconds, pipeline.sample_rate
-    clips = read_manifest(manifest)
-    captions = choose_captions(clips, count, seed)
-    composers = [
-        SceneComposer([c for c in clips if c.caption == caption and c.split == "train"], rate, seconds, seed, weights={"single": 1.0})
-        for caption in captions
-    ]
-
-    def summaries(first: int, many: int) -> Tensor:
-        """[captions, many, 3C] of scenes first ... first + many - 1 of each caption."""
-        found = []
-        for composer in composers:
-            audio = torch.stack([composer(first + i).audio for i in range(many)]).to(pipeline.device)
-            found.append(summary(pipeline.codec.encode(audio).mean))
-        return torch.stack(found)
-
-    references = summaries(0, recordings)
-    spread = references.flatten(0, 1).std(0)
-    centres = references.mean(1) / spread
-    num_latents = pipeline.codec.spec.window_latents(seconds)
-    made = []
-    for i, caption in enumerate(captions):
-        text = pipeline.encode_text([caption]).expand(seeds * candidates)
-        latents = pipeline.sample_latents(text, candidate_seeds(seed + i * seeds, seeds, candidates), num_latents, steps=steps)
-        if candidates > 1:
-            latents = latents[best_of(pipeline.score(latents, text), candidates, 1)]
-        made.append(summary(latents))
-    floor = own_ranks(summaries(recordings, seeds) / spread, centres)
-    return TextMatch(pipeline.name, captions, own_ranks(torch.stack(made) / spread, centres), floor, steps, candidates)
+    classes = None if naming is None else load_tagger(naming, codec_names(find_checkpoint(model), pipeline.config)).classes
+    listener = make_listener(extractor, str(pipeline.device)) if extractor else None
+    known = KnownCaptions(pipeline, manifest, count=count, outputs=outputs, seed=seed, classes=classes, listener=listener)
+    made, evaluations = known.agreement(pipeline, steps=steps, **options)
+    ranked = options.pop("num_candidates", 1)
+    how = "".join(f", {name} {value}" for name, value in options.items())
+    if ranked > 1:
+        how += f", the best of {ranked} by its scorer"
+    what = f"{count} training captions, {outputs} outputs each, {steps} step(s), {evaluations:.1f} evaluations a clip{how}"
+    return TextMatch(f"{pipeline.name}: {what}", known.captions, made, known.floor, evaluations)
 
 
 def own_ranks(found: Tensor, centres: Tensor) -> Tensor:

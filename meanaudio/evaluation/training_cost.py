@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meanaudio.config import DISTILLED, INSTANT, HalvingConfig, ObjectiveConfig, TrainConfig, constant
-from meanaudio.evaluation.probe import Memory
+from meanaudio.evaluation.probe import Memory, seconds_waited
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.models.transformer import make_network
 from meanaudio.objectives import OBJECTIVES, Objective, make_objective
@@ -129,17 +129,17 @@ class Bench:
 
         self.text, self.null = features(loop.batch_size), features(1)
 
-    def step(self, variant: Variant, seed: int) -> float:
-        """Forward, backward and AdamW, with the draws of `seed`; seconds."""
-        draws = (variant.objective or self.objective).draw(self.x.shape, progress=1.0, generator=torch.Generator().manual_seed(seed))
+    def step(self, variant: Variant, seed: int, progress: float = 1.0) -> float:
+        """Forward, backward and AdamW, with the draws of `seed`; seconds, without those for which other work had the core."""
+        draws = (variant.objective or self.objective).draw(self.x.shape, progress=progress, generator=torch.Generator().manual_seed(seed))
         self.network.checkpoint_activations = variant.checkpoint_activations
-        start = time.perf_counter()
+        start, waited = time.perf_counter(), seconds_waited() or 0.0
         with computing_in(DTYPES[variant.precision], self.x.device):
-            loss = variant.loss(self.network, self.x, self.text, self.null, draws, progress=1.0)
+            loss = variant.loss(self.network, self.x, self.text, self.null, draws, progress=progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss.per_sample.mean().backward()
         self.optimizer.step()
-        return time.perf_counter() - start
+        return time.perf_counter() - start - ((seconds_waited() or 0.0) - waited)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def training_cost(config: TrainConfig, *, repeats: int = 8, tokens: int | None =
     if tokens is None:
         tokens = 16 if config.network.mask_text else config.text.max_tokens
     ways = variants(config, against)
-    memory = {name: _in_process(_peak_memory, config, tokens, name, against, torch.get_num_threads()) for name in ways}
+    memory = {name: peak_memory(_bench_of, config, tokens, name, against) for name in ways}
     bench = Bench(config, tokens)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     warm_up = 1
@@ -201,16 +201,19 @@ def training_cost(config: TrainConfig, *, repeats: int = 8, tokens: int | None =
     return TrainingCost(title, {name: Cost(seconds[name], memory[name]) for name in ways})
 
 
-def _in_process(function, *args):
-    """The result of function(*args), computed by a fresh process."""
+def _bench_of(config: TrainConfig, tokens: int, name: str, against: str | None) -> tuple[Bench, Variant]:
+    return Bench(config, tokens), variants(config, against)[name]
+
+
+def peak_memory(make: Callable[..., tuple[Bench, Variant]], *args: object) -> int:
+    """Bytes resident at most while a fresh process makes two steps of what make(*args) returns; the first makes the optimiser's state."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(function, *args).result()
+        return executor.submit(_peak_memory, make, args, torch.get_num_threads()).result()
 
 
-def _peak_memory(config: TrainConfig, tokens: int, name: str, against: str | None, threads: int) -> int:
-    """Bytes resident at most while this process makes two steps, the first of which makes the optimiser's state."""
+def _peak_memory(make: Callable[..., tuple[Bench, Variant]], args: tuple[object, ...], threads: int) -> int:
     torch.set_num_threads(threads)
-    bench, variant = Bench(config, tokens), variants(config, against)[name]
+    bench, variant = make(*args)
     for seed in range(2):
         bench.step(variant, seed)
     return Memory(bench.x.device).peak_host() or 0

@@ -20,12 +20,14 @@ from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE
 from meanaudio.config import TrainConfig, parse
 from meanaudio.errors import InputError
 from meanaudio.models.lora import LORA_FILE
+from meanaudio.models.scorer import SCORER_FILE
 from meanaudio.models.tagger import TAGGER_FILE
 from meanaudio.models.transformer import NETWORK_FILE
 from meanaudio.training.ema import gamma_of
 
 SNAPSHOTS = "snapshots"  # folder of a run
-TRAINED_FILE = {"generator": NETWORK_FILE, "vae": VAE_FILE, "vocoder": VOCODER_FILE, "tagger": TAGGER_FILE}  # by task, in the run's export/
+# by task, in the run's export/
+TRAINED_FILE = {"generator": NETWORK_FILE, "vae": VAE_FILE, "vocoder": VOCODER_FILE, "tagger": TAGGER_FILE, "scorer": SCORER_FILE}
 
 
 @dataclass(frozen=True, order=True)

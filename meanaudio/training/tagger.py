@@ -20,6 +20,7 @@ from meanaudio.precision import DTYPES, computing_in
 from meanaudio.training.listening import CHUNK, begin, draw_rows, noisy_batch, open_splits
 from meanaudio.training.loop import Update
 
+SHOWN = 30  # words in an error
 RELATED = 0.1  # share of one class's captions that also name another, from which on the two are related
 
 
@@ -44,6 +45,9 @@ class TaggerTask:
             width=settings.width, blocks=settings.blocks,
         )  # fmt: skip
         self.taught, self.asked = (_labelled(shards, classes) for shards in (self.train, self.held_out))
+        if unheard := [name for name, named in zip(classes, self.taught[1].any(0).tolist(), strict=True) if not named]:
+            known = ", ".join(frequent_concepts(self.train.captions, SHOWN))
+            raise InputError(f"tagger.words: no training caption names {', '.join(unheard)}; what the most of them name: {known}")
         tagger = begin(partial(make_tagger, self.described), self.train, config.loop.seed)
         tagger.related.copy_(_related(self.taught[1]))
         self.networks: dict[str, nn.Module] = {"tagger": tagger.to(self.device)}

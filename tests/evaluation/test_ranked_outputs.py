@@ -22,13 +22,13 @@ def test_text_agreement_of_ranked_outputs_is_that_of_those_with_the_best_score(s
     def latents(seeds, n):
         return torch.stack([normals(n, LATENT_DIM, seed=seed % 2**32) for seed in seeds])
 
-    found = text_match(scored_checkpoint, tiny_manifest, count=3, seeds=2, recordings=2, candidates=4)
-    assert "3 training captions, 2 outputs each, the best of 4 by its scorer, 1 step(s)" in found.to_text()
-    assert [len(seeds) for seeds in made] == [8] * 3
-    plain = text_match(scored_checkpoint, tiny_manifest, count=3, seeds=2, recordings=2)
+    found = text_match(scored_checkpoint, tiny_manifest, count=3, outputs=2, options={"num_candidates": 4})
+    assert "3 training captions, 2 outputs each, 1 step(s)" in found.to_text() and "the best of 4 by its scorer" in found.to_text()
+    assert [len(seeds) for seeds in made] == [24]
+    plain = text_match(scored_checkpoint, tiny_manifest, count=3, outputs=2)
     assert "by its scorer" not in plain.to_text()
-    assert [seeds[::4] for seeds in made[:3]] == made[3:]  # each clip's own seed is among its candidates
-    assert torch.equal(found.floor, plain.floor)
+    assert made[0][::4] == made[1]  # each clip's own seed is among its candidates
+    assert torch.equal(found.floor["latents"].ranks, plain.floor["latents"].ranks)
 
 
 def test_a_table_says_that_the_scorer_judged_its_own_choice(run, fast_text, scored_checkpoint, tiny_manifest, tmp_path):

@@ -50,7 +50,7 @@ def test_the_public_codes_way_computes_our_loss_with_more_work(interval):
 @pytest.fixture
 def here(monkeypatch):
     """Peaks are measured in this process."""
-    monkeypatch.setattr(module, "_in_process", lambda function, *args: function(*args))
+    monkeypatch.setattr(module, "peak_memory", lambda make, *args: module._peak_memory(make, args, 1))
 
 
 def test_every_way_is_measured_in_turn(here):
@@ -118,7 +118,7 @@ def test_a_process_of_its_own_measures_memory():
     ballast = torch.ones(400_000_000)
     config = CONFIG.model_copy(update={"loop": LoopConfig(batch_size=1)})
     name = "mean flow, float32"
-    peak = module._in_process(module._peak_memory, config, 4, name, "public", 1)
+    peak = module.peak_memory(module._bench_of, config, 4, name, "public")
     assert 5e7 < peak < ballast.nbytes
 
 

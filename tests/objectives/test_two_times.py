@@ -1,13 +1,14 @@
 """Objectives beside mean_flow: exact targets on known flows, limits that meet, guidance as an input, and counted evaluations."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from fakes import LATENT_DIM, normals
 from test_objectives import LENGTH, NULL, TEXT, Analytic, Counting, answer, draws, gaussian_flow, network
 
-from meanaudio.config import ObjectiveConfig, ScaleConfig, ScheduleConfig, TimeConfig, constant
+from meanaudio.config import ObjectiveConfig, ScaleConfig, ScheduleConfig, TimeConfig, TrainConfig, constant, load_config
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.objectives import make_objective
 from meanaudio.objectives.alpha_flow import alpha_target
@@ -87,6 +88,18 @@ TARGETS = {
     "interval_splitting": (split_target, 1e-9),
     "finite_difference": (partial(difference_target, step=1e-3), 1e-5),
 }
+
+
+def test_splitting_sees_no_error_in_velocities_that_add_up_though_they_are_wrong():
+    """Its interval rows cannot hold a network to the data; with adaptive weights they would drown those that do."""
+    wrong = Analytic(lambda z, t, r: torch.full_like(z, 7.0))
+    x = normals(4, LENGTH, LATENT_DIM)
+    config = config_of("interval_splitting", interval_fraction=constant(0.5))
+    logs = make_objective(config).loss(wrong, x, TEXT, NULL, drawn(x, config=config), progress=0.5).logs
+    assert logs["error_interval"] < 1e-10
+    assert logs["error_instant"] > 10
+    published = Path(__file__).parent.parent.parent / "configs" / "generator_splitting.yaml"
+    assert load_config(TrainConfig, published).objective.adaptive_power == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -77,7 +77,14 @@ def test_classes_are_the_most_frequent_words_unless_they_are_stated(config):
     assert task.described.classes == ("barks", "bell", "dog", "falls")
 
 
-@pytest.mark.parametrize(("words", "told"), [(("tuba", "harp"), "no caption names one of the classes tuba, harp"), (("dog",), "1 classes")])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("tuba", "harp"), "no caption names one of the classes tuba, harp"),
+        (("dog",), "1 classes"),
+        (("dog", "tuba", "rain"), "tagger.words: no training caption names tuba; what the most of them name: barks, bell, dog"),
+    ],
+)
 def test_classes_that_no_caption_names_are_refused(config, words, told):
     with pytest.raises(InputError, match=told):
         TaggerTask(config.model_copy(update={"tagger": TaggerConfig(words=words)}))
