@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 KEPT = 1 << 30  # bytes
+KEEP = "MEANAUDIO_KEEP_MEMORY"  # environment: 0 leaves the allocator as it is
 
 
 def keep_freed_memory() -> bool:
@@ -15,9 +17,10 @@ def keep_freed_memory() -> bool:
 
     Blocks of some megabytes, the size of activations, are otherwise returned as soon as they are free and faulted in again, zeroed, page by
     page, at the next layer: a tenth of a large vocoder's time. The peak stays what it is; freed memory counts as the process's own until
-    it ends or `give_back_freed_memory`; all threads share it. For the whole process. Elsewhere than on Linux with glibc nothing is done.
+    it ends or `give_back_freed_memory`; all threads share it. For the whole process. Elsewhere than on Linux with glibc, and with
+    MEANAUDIO_KEEP_MEMORY=0 in the environment, nothing is done.
     """
-    mallopt = _glibc("mallopt")
+    mallopt = None if os.environ.get(KEEP) == "0" else _glibc("mallopt")
     options = ((M_MMAP_THRESHOLD, KEPT), (M_TRIM_THRESHOLD, KEPT), (M_ARENA_MAX, 1))
     return mallopt is not None and all([mallopt(option, value) == 1 for option, value in options])
 

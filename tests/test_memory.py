@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from meanaudio.memory import KEEP, keep_freed_memory
+
 FAULTS = """
 import resource, sys
 import numpy as np
@@ -35,6 +37,11 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's own setting")
 def test_freed_blocks_are_not_faulted_in_again():
     assert faults("keep") < 0.05 * faults("give back")
+
+
+def test_it_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv(KEEP, "0")
+    assert not keep_freed_memory()
 
 
 HELD = """

@@ -77,3 +77,12 @@ class SpectralConv1d(nn.Conv1d):
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return spectral_conv(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype), self.dilation[0])
+
+    def plain(self) -> nn.Conv1d:
+        """The same weights in an ordinary layer."""
+        with torch.device("meta"):
+            layer = nn.Conv1d(
+                self.in_channels, self.out_channels, self.kernel_size[0], dilation=self.dilation[0], padding=int(self.padding[0])
+            )
+        layer.weight, layer.bias = self.weight, self.bias
+        return layer
