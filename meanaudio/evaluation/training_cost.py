@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from meanaudio.config import DISTILLED, INSTANT, HalvingConfig, ObjectiveConfig, TrainConfig, constant
 from meanaudio.evaluation.probe import Memory, seconds_waited
 from meanaudio.flow import expand, interpolate, velocity
+from meanaudio.memory import keep_freed_memory
 from meanaudio.models.transformer import make_network
 from meanaudio.objectives import OBJECTIVES, Objective, make_objective
 from meanaudio.objectives.two_times import TwoTimeDraws
@@ -115,6 +116,7 @@ class Bench:
 
     def __init__(self, config: TrainConfig, tokens: int) -> None:
         loop, n = config.loop, config.network
+        keep_freed_memory()  # as training does
         self.network = make_network(n)
         self.objective = make_objective(config.objective.model_copy(update={"kind": "mean_flow"}))
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-6, fused=True)

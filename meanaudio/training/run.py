@@ -14,6 +14,7 @@ from meanaudio.data.sources import Encoders
 from meanaudio.data.worker import Worker
 from meanaudio.distributed import Environment, process_group
 from meanaudio.errors import InputError
+from meanaudio.memory import keep_freed_memory
 from meanaudio.pipeline import resolve_device
 from meanaudio.training.codec import VAETask, VocoderTask
 from meanaudio.training.generator import GeneratorTask
@@ -44,6 +45,8 @@ def train(
     if config.task != "generator" and (loop.accumulate > 1 or loop.compile or loop.checkpoint_activations):
         raise InputError(f"loop.accumulate, compile and checkpoint_activations are for the generator, not for task {config.task!r}")
     where = own_device(device)
+    if where.type == "cpu":
+        keep_freed_memory()
     with process_group(where, loop.rank_timeout):
         task = TASKS[config.task](config, where)
         Loop(task, config, Path(folder)).run(until=until, progress_bar=progress_bar, allow_changes=allow_changes)
