@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)
@@ -12,6 +12,17 @@ MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)
 def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """A context in which matrix products and convolutions are computed in `dtype`: float32 leaves them alone, bfloat16 rounds inputs."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def cpu_kernel_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """The type in which a CPU kernel of ours, which has no gradient, may compute x in place of torch's own operations; None if it may not.
+
+    Under autocast that of autocast, as a convolution would read x. None on other devices, while learning, and while torch compiles.
+    """
+    learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if x.device.type != "cpu" or learning or torch.compiler.is_compiling():
+        return None
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def hold_in_bfloat16(module: nn.Module) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from meanaudio.codec.fused_snake import fused_snake
 from meanaudio.codec.spectral_conv import SpectralConv1d
+from meanaudio.precision import cpu_kernel_dtype
 
 TAPS = 12  # of the low-pass filter at twice the rate
 
@@ -58,9 +59,7 @@ class SmoothSnake(nn.Module):
         return x + (x * alpha).sin().square() / (beta + 1e-9)
 
     def forward(self, x: Tensor) -> Tensor:
-        learning = torch.is_grad_enabled() and (x.requires_grad or self.log_alpha.requires_grad)
-        if x.device.type == "cpu" and not learning and not torch.compiler.is_compiling():
-            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype  # as a convolution would read it
+        if (dtype := cpu_kernel_dtype(x, self.log_alpha)) is not None:
             return fused_snake(x, self.log_alpha.exp(), 1 / (self.log_beta.exp() + 1e-9), low_pass(), dtype)
         length = x.shape[-1]
         # y[2n] = 2 sum_q f[2q] x[n - 3 + q], y[2n + 1] = 2 sum_q f[2q + 1] x[n - 2 + q]; the ends of x are repeated

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from meanaudio.precision import cpu_kernel_dtype
+
 TILE = 32
 CACHE = 8 << 20  # bytes: so many output channels at a time that the spectra of their weights and products stay near the core
 LEAST_ROWS = 32
@@ -71,11 +73,10 @@ class SpectralConv1d(nn.Conv1d):
         super().__init__(inputs, outputs, kernel, dilation=dilation, padding=dilation * (kernel // 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        learning = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         pays = self.kernel_size[0] >= LEAST_KERNEL and self.in_channels >= LEAST_CHANNELS
-        if x.device.type != "cpu" or learning or not pays or torch.compiler.is_compiling():
+        dtype = cpu_kernel_dtype(x, self.weight)
+        if dtype is None or not pays:
             return super().forward(x)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return spectral_conv(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype), self.dilation[0])
 
     def plain(self) -> nn.Conv1d:

@@ -104,8 +104,8 @@ def _check(data: Dataset, config: TrainConfig, encoders: Encoders) -> None:
         raise InputError(f"{data.name}: made with text {text}, the config says {config.text.model_dump()}")
     if seconds != config.seconds:
         raise InputError(f"{data.name}: windows of {seconds} s, the config says seconds = {config.seconds}")
-    found, wanted = data.index.get("text_fingerprint"), encoders.text_fingerprint
-    if found is not None and wanted is not None and found != wanted:
+    found = data.index.get("text_fingerprint")
+    if found is not None and (wanted := encoders.text_fingerprint) not in (None, found):  # gigabytes may be read for it
         raise InputError(f"{data.name}: made with text encoder {found}; text_from, or codec_from, holds {wanted}")
     if isinstance(data, ShardDataset) and data.encoder is None and not config.network.mask_text and config.text.encoder in IN_CHECKPOINT:
         raise InputError(

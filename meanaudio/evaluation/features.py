@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meanaudio.audio import resample
+from meanaudio.audio import limit_peak, match_level, resample
 from meanaudio.errors import InputError
 from meanaudio.evaluation import metrics
 from meanaudio.evaluation.extractors import ClipFeatures, Extractor
@@ -109,9 +109,12 @@ def compare(
     return Comparison({key: value for key, value in numbers.items() if value is not None}, clips)
 
 
-def listen(extractor: Extractor, audio: Tensor, sample_rate: int, batch: int = 16) -> Features:
-    """What is heard in clips [B, N] in memory; their names are "0", "1", ..."""
-    clips = [torch.from_numpy(resample(x.numpy(), sample_rate, extractor.sample_rate)) for x in audio.float().cpu()]
+def listen(extractor: Extractor, audio: Tensor, sample_rate: int, *, level_db: float | None = None, batch: int = 16) -> Features:
+    """What is heard in clips [B, N] in memory; their names are "0", "1", ... level_db: dBFS each clip's loudest 400 ms is brought to."""
+    audio = audio.float().cpu()
+    if level_db is not None:
+        audio = limit_peak(match_level(audio, level_db, sample_rate))
+    clips = [torch.from_numpy(resample(x.numpy(), sample_rate, extractor.sample_rate)) for x in audio]
     found = [features for k in range(0, len(clips), batch) for features in extractor(clips[k : k + batch])]
     return gather(((str(k), features) for k, features in enumerate(found)), extractor.dim)
 

@@ -25,16 +25,8 @@ from meanaudio.evaluation.clips import Sound, SoundSet, Treatment, same_metadata
 from meanaudio.evaluation.signal import level_db
 from meanaudio.pipeline import FAST, MeanAudio, resolve_device, resolve_dtype
 
-OURS = {
-    "self",
-    "prompts",
-    "duration",
-    "steps",
-    "guidance_scale",
-    "seed",
-    "keep",
-    "level_db",
-}  # options of generation that an evaluation sets
+# options of generation that an evaluation sets
+OURS = {"self", "prompts", "duration", "steps", "guidance_scale", "seed", "keep", "level_db"}
 
 
 @dataclass(frozen=True)

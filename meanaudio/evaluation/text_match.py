@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meanaudio.audio import limit_peak, match_level, resample
 from meanaudio.concepts import labels
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.manifest import Clip, read_manifest
 from meanaudio.data.scenes import SceneComposer
 from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors import Extractor
+from meanaudio.evaluation.features import listen
 from meanaudio.evaluation.hearing import make_listener
 from meanaudio.evaluation.latents import summary
 from meanaudio.evaluation.metrics import cosine_distances
@@ -122,9 +122,7 @@ class KnownCaptions:
         """Rows [B, D] by who compares; sound() -> [B, N] is asked for if somebody listens."""
         found = {LATENTS: summary(latents).cpu()}
         if self.listener is not None:
-            loud = limit_peak(match_level(sound().float().cpu(), LEVEL_DB, self.rate))
-            clips = [torch.from_numpy(resample(x.numpy(), self.rate, self.listener.sample_rate)) for x in loud]
-            heard = torch.stack([features.embeddings.mean(0) for features in self.listener(clips)])
+            heard = listen(self.listener, sound(), self.rate, level_db=LEVEL_DB).embeddings
             found[self.listener.name] = torch.nn.functional.normalize(heard, dim=1)
         return found
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from meanaudio.config import DISTILLED, INSTANT, StageConfig, StudyConfig, TrainConfig
+from meanaudio.config import DISTILLED, INSTANT, StudyConfig, TrainConfig
 from meanaudio.evaluation.training_cost import Bench, Variant, peak_memory
 from meanaudio.models.transformer import make_network
 from meanaudio.objectives import make_objective
-from meanaudio.study.plan import stage_config
+from meanaudio.study.plan import stage_config, stages_of
 
 TOKENS = 16  # of a caption
 WARM_UP = 1
@@ -23,11 +22,6 @@ class StepCost:
 
     seconds: float
     peak_memory: int
-
-
-def stages_of(study: StudyConfig) -> dict[str, StageConfig]:
-    """All different stages by label."""
-    return {stage.label: stage for stages in study.methods.values() for stage in stages}
 
 
 def step_costs(study: StudyConfig, place: Path, *, parts: int = 10, rounds: int = 3) -> dict[str, StepCost]:
@@ -56,7 +50,3 @@ def bench_of(config: TrainConfig) -> tuple[Bench, Variant]:
         teacher = make_network(config.network.model_copy(update=plain)).requires_grad_(False)
     made = make_objective(objective, teacher)
     return Bench(config, TOKENS), Variant(made.loss, config.loop.precision, config.loop.checkpoint_activations, made)
-
-
-def to_json(costs: Mapping[str, StepCost]) -> dict:
-    return {label: {"seconds": cost.seconds, "peak_memory": cost.peak_memory} for label, cost in costs.items()}

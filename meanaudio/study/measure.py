@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meanaudio.audio import limit_peak, match_level
 from meanaudio.checkpoint import write_text
 from meanaudio.config import CheckpointConfig, SceneConfig, StudyConfig, TrainConfig, WindowConfig
 from meanaudio.data.items import ClipWindows, Items, Scenes, read_split
@@ -72,7 +71,7 @@ class Judge:
         return torch.stack([item.audio for item in found])
 
     def _hear(self, audio: Tensor, rate: int) -> Features:
-        return listen(self.listener, limit_peak(match_level(audio.float().cpu(), LEVEL_DB, rate)), rate)
+        return listen(self.listener, audio, rate, level_db=LEVEL_DB)
 
     @cached_property
     def heard(self) -> Features:
@@ -99,10 +98,14 @@ class Judge:
             self.known = KnownCaptions(pipeline, study.manifest, count=study.captions, outputs=study.outputs)
         return self.known
 
+    def _latents(self, first: int, end: int) -> Tensor:
+        """[end - first, L, C] of the held-out scenes."""
+        return torch.cat([self.held_out.batch([*range(start, min(end, start + CHUNK))]).mean for start in range(first, end, CHUNK)])
+
     def _numbers(self, pipeline: MeanAudio, latents: Tensor) -> dict[str, float]:
         """latents: [clips, L, C], one a held-out scene."""
         mean, std = pipeline.mean, pipeline.std
-        reference = torch.cat([self.held_out.batch([*rows]).mean for rows in range_chunks(len(latents))]).to(latents)
+        reference = self._latents(0, len(latents)).to(latents)
         found = {f"{LATENTS}/{k}": v for k, v in held_out_distance((latents - mean) / std, (reference - mean) / std).items()}
         parts = latents[: len(self.heard.names)].split(CHUNK)
         audio = torch.cat([pipeline.decode(x, pipeline.codec.spec.num_samples(pipeline.config.seconds)) for x in parts])
@@ -115,7 +118,7 @@ class Judge:
         where there are enough; chance: what recordings of other captions get.
         """
         clips, heard = self.study.clips, len(self.heard.names)
-        own = torch.cat([self.held_out.batch([*rows]).mean for rows in range_chunks(clips)]).to(pipeline.device)
+        own = self._latents(0, clips).to(pipeline.device)
         assert self.heard.logits is not None
         captions = self.held_out.captions[:heard]
         found = {"codec": self._numbers(pipeline, own) | _agreement(self._known(pipeline).floor)}
@@ -123,16 +126,12 @@ class Judge:
             found["chance"] = {"heard/kl": kl, f"{LATENTS}/match": 1.0, "text/top_5": min(1.0, 5 / self.study.captions)}
         if len(self.held_out) >= 2 * clips:
             mean, std = pipeline.mean, pipeline.std
-            other = torch.cat([self.held_out.batch([clips + i for i in rows]).mean for rows in range_chunks(clips)]).to(own)
+            other = self._latents(clips, 2 * clips).to(own)
             numbers = {f"{LATENTS}/frechet": held_out_distance((other - mean) / std, (own - mean) / std)["frechet"]}
             real = self._hear(self._sounds(range(clips, clips + heard)), self.config.codec.mel.sample_rate)
             compared = compare_heard(self.listener, real, self.heard)
             found["others"] = numbers | {f"heard/{key}": compared[key] for key in ("frechet", "kernel")}
         return found
-
-
-def range_chunks(count: int) -> Iterator[range]:
-    return (range(start, min(count, start + CHUNK)) for start in range(0, count, CHUNK))
 
 
 def _agreement(found: dict[str, Agreement]) -> dict[str, float]:

@@ -53,6 +53,11 @@ class Job:
     runs: tuple[Run, ...]
 
 
+def stages_of(study: StudyConfig) -> dict[str, StageConfig]:
+    """All different stages by label."""
+    return {stage.label: stage for stages in study.methods.values() for stage in stages}
+
+
 def stage_config(study: StudyConfig, place: Path, stage: StageConfig, teacher: str | None = None) -> TrainConfig:
     """A stage's training config with the study's settings. place: the folder of the study's file. teacher: the export before it."""
     changes: dict = {}

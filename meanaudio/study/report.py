@@ -11,7 +11,7 @@ from typing import Any
 from meanaudio.checkpoint import write_beside, write_json, write_text
 from meanaudio.config import StudyConfig
 from meanaudio.study.measure import measured
-from meanaudio.study.plan import Job, Run
+from meanaudio.study.plan import Job, Run, stages_of
 from meanaudio.study.runs import divergence, finished
 
 NUMBERS = {  # key of a measured row: what it is, decimals, whether more is better
@@ -121,10 +121,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _costs_table(study: StudyConfig, costs: Mapping[str, Any]) -> str:
     cheapest = min(cost["seconds"] for cost in costs.values())
-    labels = dict.fromkeys(stage.label for stages in study.methods.values() for stage in stages)
     rows = [
         [label, f"{costs[label]['seconds']:.3f}", f"{costs[label]['seconds'] / cheapest:.2f}", f"{costs[label]['peak_memory'] / 1e9:.2f}"]
-        for label in labels
+        for label in stages_of(study)
     ]
     return "### Cost of a training step\n\n" + _table(["stage", "seconds, over its run", "ratio", "peak GB"], rows)
 

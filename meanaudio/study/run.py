@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from meanaudio.checkpoint import read_json, write_json
@@ -11,7 +12,7 @@ from meanaudio.errors import InputError
 from meanaudio.pipeline import MeanAudio
 from meanaudio.study.costs import step_costs
 from meanaudio.study.measure import Judge, judged_by, measure_run
-from meanaudio.study.plan import Job, Run, jobs, stage_config
+from meanaudio.study.plan import Job, Run, jobs, stage_config, stages_of
 from meanaudio.study.report import write_report
 from meanaudio.study.runs import claimed, divergence, finished, train_run
 
@@ -30,10 +31,9 @@ def study(config: Path, out: Path, *, device: str | None = None, report_only: bo
     if not (out / COSTS).is_file():
         with claimed(out / "costs", wait=True):
             if not (out / COSTS).is_file():
-                measured_costs = {k: {"seconds": c.seconds, "peak_memory": c.peak_memory} for k, c in step_costs(settings, place).items()}
-                write_json(out / COSTS, measured_costs)
+                write_json(out / COSTS, {label: asdict(cost) for label, cost in step_costs(settings, place).items()})
     costs = read_json(out / COSTS)
-    if missing := sorted({stage.label for stages in settings.methods.values() for stage in stages} - costs.keys()):
+    if missing := sorted(stages_of(settings).keys() - costs.keys()):
         raise InputError(f"{out / COSTS}: has no {', '.join(missing)}; move it away to have all costs measured anew, in one turn")
     plan = list(jobs(settings, place, out, {label: cost["seconds"] for label, cost in costs.items()}))
     if not report_only and not _work(settings, place, out, plan, device, progress_bar):

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from meanaudio.config import LoopConfig, ObjectiveConfig, OptimConfig, TextConfi
 from meanaudio.data.shards import finish_index, shard_path, write_null_text, write_shard
 from meanaudio.training.log import read_log
 from meanaudio.training.state import FACTS, STATE, HuggingFaceStorageReader, load_training_state
-from meanaudio.types import Gaussian
+from meanaudio.types import Gaussian, TextFeatures
 
 
 def tiny_run(folder: Path, **loop: Any) -> TrainConfig:
@@ -46,6 +46,17 @@ def tiny_run(folder: Path, **loop: Any) -> TrainConfig:
         optim=OptimConfig(lr=3e-3, warmup=3),
         loop=LoopConfig(**{"steps": 10, "batch_size": 4, "log_every": 2, "sample_every": 5, "save_every": 4, **loop}),
     )
+
+
+def write_kinds(folder: Path, kinds: Sequence[str], count: int, seed: int, text: TextFeatures, null: TextFeatures, stored: dict) -> None:
+    """One shard of items whose captions are `kinds` in turn; their latents hold the kind in one channel, in part of the time."""
+    mean = 0.3 * normals(count, 16, LATENT_DIM, seed=seed)
+    for i in range(count):
+        mean[i, 4:9, i % len(kinds)] += 2
+    captions, ids = [kinds[i % len(kinds)] for i in range(count)], [f"{folder.name}{i}" for i in range(count)]
+    write_shard(shard_path(folder, 0), Gaussian(mean, torch.full_like(mean, 0.1)), text, ids, captions, "test")
+    write_null_text(folder, null)
+    finish_index(folder, 1, count, {"codec_hash": "c" * 64, "text": stored, "seconds": 1.0})
 
 
 def with_loop(config: TrainConfig, **changes: Any) -> TrainConfig:

@@ -2,37 +2,26 @@
 
 import pytest
 import torch
-from fakes import LATENT_DIM, WordHash, normals
-from runs import assert_same_run, rows
+from fakes import LATENT_DIM, WordHash
+from runs import assert_same_run, rows, write_kinds
 
 from meanaudio.checkpoint import read_json, write_json
 from meanaudio.config import LoopConfig, OptimConfig, ScorerCheckpointConfig, ScorerConfig, TextConfig, TrainConfig, parse
-from meanaudio.data.shards import CAPTIONS, finish_index, shard_path, write_null_text, write_shard
+from meanaudio.data.shards import CAPTIONS
 from meanaudio.errors import InputError
 from meanaudio.models.scorer import load_scorer
 from meanaudio.training.loop import Loop
 from meanaudio.training.scorer import ScorerTask, alike, chosen_captions, contrastive_loss, own_ranks
-from meanaudio.types import Gaussian
 
 KINDS = ("dog", "rain", "bell", "wind", "gun", "door", "horn", "frog")
 
 
 @pytest.fixture
 def config(tmp_path, fast_text) -> TrainConfig:
-    """Latents that hold their kind in one channel, in part of the time."""
     for name, count, seed in (("train", 64, 0), ("val", 24, 1)):
-        mean = 0.3 * normals(count, 16, LATENT_DIM, seed=seed)
-        captions = [KINDS[i % len(KINDS)] for i in range(count)]
-        for i in range(count):
-            mean[i, 4:9, i % len(KINDS)] += 2
-        folder = tmp_path / name
-        text = WordHash()(captions)
-        write_shard(
-            shard_path(folder, 0), Gaussian(mean, torch.full_like(mean, 0.1)), text, [f"{name}{i}" for i in range(count)], captions, "test"
-        )
-        write_null_text(folder, text[:1])
-        write_json(folder / CAPTIONS, {kind: k + 1 for k, kind in enumerate(KINDS)})
-        finish_index(folder, 1, count, {"codec_hash": "c" * 64, "text": TextConfig().model_dump(), "seconds": 1.0})
+        text = WordHash()([KINDS[i % len(KINDS)] for i in range(count)])
+        write_kinds(tmp_path / name, KINDS, count, seed, text, text[:1], TextConfig().model_dump())
+        write_json(tmp_path / name / CAPTIONS, {kind: k + 1 for k, kind in enumerate(KINDS)})
     return TrainConfig(
         task="scorer",
         data=str(tmp_path),

@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-from fakes import LATENT_DIM, normals, random_text
-from runs import assert_same_run, rows
+from fakes import LATENT_DIM, random_text
+from runs import assert_same_run, rows, write_kinds
 
 from meanaudio.config import LoopConfig, OptimConfig, TaggerConfig, TrainConfig
-from meanaudio.data.shards import finish_index, shard_path, write_null_text, write_shard
 from meanaudio.errors import InputError
 from meanaudio.models.tagger import load_tagger
 from meanaudio.training.loop import Loop
 from meanaudio.training.tagger import TaggerTask
-from meanaudio.types import Gaussian
 
 KINDS = ("a dog barks", "rain falls", "a bell", "silence")  # the last names no class
 CLASSES = ("dog", "rain", "bell")
@@ -19,17 +17,8 @@ CLASSES = ("dog", "rain", "bell")
 
 @pytest.fixture
 def config(tmp_path) -> TrainConfig:
-    """Latents that hold their kind in one channel, in part of the time."""
     for name, count, seed in (("train", 40, 0), ("val", 16, 1)):
-        mean = 0.3 * normals(count, 16, LATENT_DIM, seed=seed)
-        captions = [KINDS[i % 4] for i in range(count)]
-        for i in range(count):
-            mean[i, 4:9, i % 4] += 2
-        folder = tmp_path / name
-        latents = Gaussian(mean, torch.full_like(mean, 0.1))
-        write_shard(shard_path(folder, 0), latents, random_text([2] * count), [f"{name}{i}" for i in range(count)], captions, "test")
-        write_null_text(folder, random_text([1]))
-        finish_index(folder, 1, count, {"codec_hash": "c" * 64, "text": {}, "seconds": 1.0})
+        write_kinds(tmp_path / name, KINDS, count, seed, random_text([2] * count), random_text([1]), {})
     return TrainConfig(
         task="tagger",
         data=str(tmp_path),
