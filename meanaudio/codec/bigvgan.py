@@ -7,7 +7,8 @@ tests/codec/test_bigvgan.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +59,17 @@ class SmoothSnake(nn.Module):
         alpha, beta = self.log_alpha.exp()[:, None], self.log_beta.exp()[:, None]
         return x + (x * alpha).sin().square() / (beta + 1e-9)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def of_sum(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(x + added, its activation); of x where `added` is None."""
         if (dtype := cpu_kernel_dtype(x, self.log_alpha)) is not None:
-            return fused_snake(x, self.log_alpha.exp(), 1 / (self.log_beta.exp() + 1e-9), low_pass(), dtype)
+            return fused_snake(x, self.log_alpha.exp(), 1 / (self.log_beta.exp() + 1e-9), low_pass(), dtype, added)
+        x = x if added is None else x + added
+        return x, self._activate(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of_sum(x, None)[1]
+
+    def _activate(self, x: Tensor) -> Tensor:
         length = x.shape[-1]
         # y[2n] = 2 sum_q f[2q] x[n - 3 + q], y[2n + 1] = 2 sum_q f[2q + 1] x[n - 2 + q]; the ends of x are repeated
         x = F.pad(x, (3, 3), mode="replicate")
@@ -84,9 +93,12 @@ class ResBlock(nn.Module):
         self.activations = nn.ModuleList(SmoothSnake(channels) for _ in range(2 * len(dilations)))
 
     def forward(self, x: Tensor) -> Tensor:
-        for dilated, plain, first, second in zip(self.dilated, self.plain, self.activations[::2], self.activations[1::2], strict=True):
-            x = x + plain(second(dilated(first(x))))
-        return x
+        added: Tensor | None = None
+        firsts = cast("Iterable[SmoothSnake]", self.activations[::2])
+        for dilated, plain, first, second in zip(self.dilated, self.plain, firsts, self.activations[1::2], strict=True):
+            x, active = first.of_sum(x, added)
+            added = plain(second(dilated(active)))
+        return x if added is None else x + added
 
 
 class BigVGAN(nn.Module):
@@ -128,6 +140,9 @@ class BigVGAN(nn.Module):
             with torch.autocast(mel.device.type, enabled=False):
                 x = upsample(x)
             first, *others = self.blocks[i * side_by_side : (i + 1) * side_by_side]
-            x = sum((block(x) for block in others), first(x)) / side_by_side
+            total = first(x)
+            for block in others:
+                total += block(x)
+            x = total.div_(side_by_side)
         with torch.autocast(mel.device.type, enabled=False):
             return self.conv_out(self.activation_out(x)).tanh().squeeze(1)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from meanaudio.precision import cpu_kernel_dtype
 
 TILE = 32
-CACHE = 8 << 20  # bytes: so many output channels at a time that the spectra of their weights and products stay near the core
+CACHE = 32 << 20  # bytes: so many output channels at a time that the spectra of their weights and products stay in the last cache
 LEAST_ROWS = 32
-LEAST_KERNEL, LEAST_CHANNELS = 7, 192  # below, a direct convolution is as fast
+LEAST_KERNEL, LEAST_TERMS = 7, 1000  # below, in a sum of kernel * channels terms, a direct convolution is as fast
 
 
 @cache
@@ -45,13 +45,13 @@ def spectral_conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) ->
     outputs, _, kernel = weight.shape
     of_tile, of_kernel, to_tile = _matrices(kernel, x.dtype)
     step = TILE - kernel + 1
-    # every dilation-th sample makes a sequence of its own, a column; down the columns, tiles overlap by kernel - 1
+    # every dilation-th sample makes a sequence of its own, a phase; along a phase, tiles overlap by kernel - 1
     tiles = math.ceil(math.ceil(length / dilation) / step)
     left = dilation * (kernel // 2)
     padded = F.pad(x, (left, (tiles * step + kernel - 1) * dilation - left - length))
-    columns = padded.unflatten(2, (-1, dilation)).permute(1, 2, 3, 0).reshape(channels, 1, -1, dilation * batch)
-    spectra = F.conv2d(columns, of_tile[:, None, :, None], stride=(step, 1)).flatten(2).transpose(0, 1)  # [M, C, tiles * columns]
-    out = x.new_empty(outputs, tiles, step, dilation * batch)
+    phases = padded.unflatten(2, (-1, dilation)).permute(1, 0, 3, 2).flatten(0, 2)  # [C * B * dilation, samples]
+    spectra = F.conv2d(phases[None, None], of_tile[:, None, None], stride=(1, step)).view(len(of_tile), channels, -1)
+    out = x.new_empty(outputs, batch, dilation, tiles, step)
     at_once = max(LEAST_ROWS, CACHE // (len(of_tile) * (channels + spectra.shape[2]) * x.element_size()))
     for first in range(0, outputs, at_once):
         rows = slice(first, first + at_once)
@@ -59,9 +59,8 @@ def spectral_conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) ->
         weights = torch.bmm(of_kernel.expand(len(kernels), -1, -1), kernels.mT).transpose(0, 1)  # [M, rows, C]
         products = torch.bmm(weights, spectra)
         products[0] += TILE * bias[rows, None]  # the mean's frequency
-        parts = (to_tile @ products.flatten(1)).view(step, len(kernels), tiles, -1)
-        out[rows] = parts.permute(1, 2, 0, 3)
-    return out.view(outputs, -1, batch).permute(2, 0, 1)[..., :length]
+        torch.mm(products.flatten(1).mT, to_tile.mT, out=out[rows].view(-1, step))
+    return out.permute(1, 0, 3, 4, 2).flatten(2)[..., :length]
 
 
 class SpectralConv1d(nn.Conv1d):
@@ -73,7 +72,7 @@ class SpectralConv1d(nn.Conv1d):
         super().__init__(inputs, outputs, kernel, dilation=dilation, padding=dilation * (kernel // 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        pays = self.kernel_size[0] >= LEAST_KERNEL and self.in_channels >= LEAST_CHANNELS
+        pays = self.kernel_size[0] >= LEAST_KERNEL and self.kernel_size[0] * self.in_channels >= LEAST_TERMS
         dtype = cpu_kernel_dtype(x, self.weight)
         if dtype is None or not pays:
             return super().forward(x)

@@ -52,6 +52,10 @@ class TextbookSnake(nn.Module):
         self.source = source
         self.register_buffer("taps", low_pass()[None, None].expand(len(source.log_alpha), 1, -1).contiguous(), persistent=False)
 
+    def of_sum(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = x if added is None else x + added
+        return x, self(x)
+
     def forward(self, x: Tensor) -> Tensor:
         groups = x.shape[1]
         up = 2 * F.conv_transpose1d(F.pad(x, (5, 5), mode="replicate"), self.taps, stride=2, groups=groups)[..., 15:-15]

@@ -8,7 +8,7 @@ from fakes import floats, normals
 
 from meanaudio.checkpoint import load_into
 from meanaudio.codec.bigvgan import BigVGAN, SmoothSnake, low_pass
-from meanaudio.codec.fused_snake import BLOCK
+from meanaudio.codec.snake_kernel import BLOCK
 from meanaudio.config import MelConfig
 from meanaudio.convert.codec import convert_vocoder, fold_weight_norm
 from meanaudio.errors import InputError
@@ -81,6 +81,31 @@ def test_the_fused_activation_reads_and_writes_halves():
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(snake(x), snake(x).bfloat16(), atol=0, rtol=0)
     torch.testing.assert_close(snake(x.mT.contiguous().mT), snake(x), atol=0, rtol=0)  # whatever lies where in memory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cut", [0, 9])
+def test_the_fused_activation_of_a_sum(dtype, cut):
+    """The sum beside its activation, of rows that may have been cut from longer ones; what was cut off is not heard."""
+    x, added, snake = normals(2, 5, BLOCK + 100), normals(2, 5, BLOCK + 100 + cut, seed=3).to(dtype), random_snake(5).requires_grad_(False)
+    added = added[..., : added.shape[2] - cut]
+    total, active = snake.of_sum(x, added)
+    torch.testing.assert_close(total, x + added, atol=0, rtol=0)
+    torch.testing.assert_close(active, snake(x + added), atol=0, rtol=0)
+    torch.testing.assert_close(snake(added), snake(added.contiguous()), atol=0, rtol=0)
+    slow = random_snake(5).of_sum(x, added)
+    torch.testing.assert_close((total, active), slow, atol=1e-5, rtol=1e-5, check_dtype=False)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_however_many_threads_share_the_rows(threads):
+    x, snake = normals(2, 5, 300), random_snake(5).requires_grad_(False)
+    expected, before = snake(x), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.testing.assert_close(snake(x), expected, atol=0, rtol=0)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_in_bfloat16_the_sound_stays_near(golden):

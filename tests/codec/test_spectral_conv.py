@@ -34,7 +34,7 @@ def test_the_layer_is_a_conv1d_with_and_without_gradients(kernel, dilation, monk
     """Same weights under the same names; only the way they are applied differs, and only where it pays."""
     calls = []
     monkeypatch.setattr(module, "spectral_conv", lambda *args: calls.append(args) or spectral_conv(*args))
-    monkeypatch.setattr(module, "LEAST_CHANNELS", 4)
+    monkeypatch.setattr(module, "LEAST_TERMS", 4)
     plain = torch.nn.Conv1d(4, 4, kernel, dilation=dilation, padding=dilation * (kernel // 2))
     layer = SpectralConv1d(4, 4, kernel, dilation)
     layer.load_state_dict(plain.state_dict())
@@ -49,7 +49,7 @@ def test_the_layer_is_a_conv1d_with_and_without_gradients(kernel, dilation, monk
 
 def test_under_autocast_it_rounds_as_a_convolution_does(monkeypatch):
     """bfloat16 in and out; the error against float32 stays within three times that of the direct convolution."""
-    monkeypatch.setattr(module, "LEAST_CHANNELS", 64)
+    monkeypatch.setattr(module, "LEAST_TERMS", 64)
     layer = SpectralConv1d(64, 64, 11, 3).requires_grad_(False)
     x = normals(1, 64, 500)
     exact = F.conv1d(x, layer.weight, layer.bias, padding=15, dilation=3)
