@@ -99,12 +99,14 @@ def test_from_recordings_to_sound(run, fast_text, train_config, tiny_manifest, t
     assert "real-time factor" in out
 
     report = tmp_path / "report"
-    options = ("--repeats", "2", "--warm-up", "0", "--cold", "0", "--device", "cpu", "--duration", "0.3", "--quiet")
-    code, out, err = run("benchmark", "-m", tmp_path / "packed", "--steps", "1", "2", "--batch", "2", *options, "-o", report)
+    options = ("--repeats", "2", "--warm-up", "0", "--device", "cpu", "--duration", "0.3", "--quiet")
+    shared = ("--processes", "2", "-o", report)
+    code, out, err = run("benchmark", "-m", tmp_path / "packed", "--steps", "1", "2", "--batch", "2", *options, *shared)
     assert code == 0, err
     assert "batch 2, 2 step(s), 0.3 s" in out
+    assert "first sound from a cold process (float32, eager, 1 step(s), 0.3 s; median of 2)" in out
     assert sorted(p.name for p in report.iterdir()) == ["benchmark.json", "benchmark.png", "benchmark.txt"]
-    code, out, err = run("benchmark", "-m", tmp_path / "packed", *options, "--against", report / "benchmark.json")
+    code, out, err = run("benchmark", "-m", tmp_path / "packed", *options, "--processes", "0", "--against", report / "benchmark.json")
     assert code == 0, err
     assert "not measured then" in out  # batch 1
 
@@ -419,7 +421,7 @@ def test_help_names_every_verb(run):
     [
         ("repeats = 0: must be 1 or more", ["--repeats", "0"]),
         ("warm_up = -1", ["--warm-up", "-1"]),
-        ("cold = -1", ["--cold", "-1"]),
+        ("processes = -1", ["--processes", "-1"]),
         ("duration = -1.0 s: must be from 0.01 to 120", ["--duration", "5", "-1"]),
         ("duration = nan", ["--duration", "nan"]),
         ("steps = 0: must be from 1", ["--steps", "1", "0"]),
@@ -428,7 +430,7 @@ def test_help_names_every_verb(run):
         ("device 'abacus'", ["--device", "abacus"]),
         ("unknown model 'nonesuch'", ["-m", "nonesuch"]),
         ("leave out steps", ["--paper", "--steps", "1"]),
-        ("unknown model 'nonesuch'", ["--vocoder", "nonesuch", "--cold", "1"]),
+        ("unknown model 'nonesuch'", ["--vocoder", "nonesuch", "--processes", "1"]),
         ("no such file: gone.json", ["--against", "gone.json"]),
     ],
 )

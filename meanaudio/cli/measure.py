@@ -30,21 +30,21 @@ def benchmark(
     repeats: Annotated[
         Optional[int], typer.Option("--repeats", "--prompts", help="Timed generations a setting; 20, or 100 with --paper, if left out.")
     ] = None,
-    warm_up: Annotated[int, typer.Option(help="Generations of each setting before the timing.")] = 3,
-    cold: Annotated[int, typer.Option(help="Fresh processes that time the first sound.")] = 3,
+    warm_up: Annotated[int, typer.Option(help="Generations of each setting before the timing, in each process.")] = 3,
+    processes: Annotated[int, typer.Option(help="Fresh processes that share the repeats; 0: all in this one, no first sound.")] = 5,
     out: Annotated[Optional[Path], typer.Option("--out", "-o", help="Folder for benchmark.json, .txt and .png.")] = None,
     against: Annotated[Optional[Path], typer.Option(help="An earlier benchmark.json to compare with.")] = None,
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure how fast sound is made: each stage, end to end, from a cold process; memory, operations. See docs/benchmark.md."""
+    """Measure how fast sound is made: each stage, end to end, from a cold start; memory, operations. See docs/benchmark.md."""
     from meanaudio.evaluation.benchmark import benchmark as run
     from meanaudio.evaluation.timings import compare, read_earlier, save
 
     earlier = None if against is None else read_earlier(against)
     report = run(
         model, batch=batch, steps=steps, duration=duration, dtype=dtype, candidates=candidates, compile=compile_, vocoder=vocoder,
-        paper=paper, repeats=repeats, warm_up=warm_up, cold=cold, device=device, quiet=quiet,
+        paper=paper, repeats=repeats, warm_up=warm_up, processes=processes, device=device, quiet=quiet,
     )  # fmt: skip
     print(report.to_text())
     if earlier is not None:

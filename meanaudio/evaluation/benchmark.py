@@ -6,24 +6,24 @@ import hashlib
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Size
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-from tqdm import tqdm
 
 from meanaudio.checkpoint import folder_hash, read_json
 from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.errors import InputError, OutsideKnowledge
-from meanaudio.evaluation.first_sound import first_sound
-from meanaudio.evaluation.probe import Memory, compiled_pieces, machine_facts, matmul_rate, seconds_waited, synchronise
-from meanaudio.evaluation.stages import Meter, Setting, make_clips, watched
-from meanaudio.evaluation.timings import Kernels, LeftOut, Repeats, Report, summarise
+from meanaudio.evaluation.first_sound import Cold, FirstSound
+from meanaudio.evaluation.probe import Memory, compiled_pieces, machine_facts, matmul_rate
+from meanaudio.evaluation.process import run_process
+from meanaudio.evaluation.share import Request, Share, time_share
+from meanaudio.evaluation.stages import Setting
+from meanaudio.evaluation.timings import Kernels, LeftOut, Report, summarise
 from meanaudio.pipeline import MAX_DURATION, MIN_DURATION, MeanAudio, resolve_device, resolve_dtype
 from meanaudio.precision import DTYPES
 from meanaudio.ranking import check_candidates
@@ -52,7 +52,7 @@ def benchmark(
     paper: bool = False,
     repeats: int | None = None,
     warm_up: int = 3,
-    cold: int = 3,
+    processes: int = 5,
     device: str | None = None,
     quiet: bool = True,
     clock: Callable[[], float] = time.perf_counter,
@@ -63,8 +63,10 @@ def benchmark(
     vocoder: as from_pretrained's.
     paper: the paper's protocol, which fixes batch, steps and duration, and takes 100 prompts.
     repeats: timed generations a setting (20 if None), each made twice, plain and watched, which take turns to go first; the settings of one
-    loaded pipeline take turns too: whatever else the machine does falls on all of them. cold: fresh processes that time the first sound.
-    Raises InputError for numbers out of range, before anything is loaded.
+    loaded pipeline take turns too: whatever else the machine does falls on all of them.
+    processes: fresh processes that share the repeats of each dtype and compilation (one each where there are fewer repeats), warm up for
+    themselves, and time their first sound before that. 0: all in this process, and no first sound. clock: of this process.
+    Raises InputError for numbers out of range, before anything is loaded, and for a process that fails.
     """
     prompts = read_prompts()
     if paper:
@@ -81,37 +83,83 @@ def benchmark(
     repeats = 20 if repeats is None else repeats
     for n in candidates:
         check_candidates(folder.name, config.scorer is not None, n, 1)
-    _check(batch, steps, duration, dtype, {"repeats": (repeats, 1), "warm_up": (warm_up, 0), "cold": (cold, 0)})
+    _check(batch, steps, duration, dtype, {"repeats": (repeats, 1), "warm_up": (warm_up, 0), "processes": (processes, 0)})
 
+    processes = min(processes, repeats)
     facts = machine_facts(where) | {
         "model": folder.name, "model_hash": folder_hash(folder), "trained_seconds": trained, "repeats": repeats, "warm_up": warm_up,
-        "prompts_hash": hashlib.sha256("\n".join(prompts).encode()).hexdigest(), "flops": COUNTED, "memory": Memory(where).how,
+        "processes": processes, "prompts_hash": hashlib.sha256("\n".join(prompts).encode()).hexdigest(), "flops": COUNTED,
+        "memory": Memory(where).how,
     }  # fmt: skip
-    ways = list(itertools.product(dict.fromkeys(dtype), (False, True) if compile else (False,)))
-    products = itertools.product(ways, duration, batch, steps, candidates)
+    kinds = list(itertools.product(dict.fromkeys(dtype), (False, True) if compile else (False,)))
+    products = itertools.product(kinds, duration, batch, steps, candidates)
     wanted = list(dict.fromkeys(Setting(b, s, d, kind, compiled, n) for (kind, compiled), d, b, s, n in products))
-    colds = [
-        first_sound(folder, str(where), vars(Setting(1, steps[0], duration[0], *way)), vocoder, prompts[0], cold) for way in ways if cold
-    ]
     rates = {name: {"before": matmul_rate(where, DTYPES[name])} for name in dtype}
-    found: list[Repeats] = []
-    left_out: list[LeftOut] = []
-    kernels: dict[str, Kernels] = {}
-    for kind, compiled in ways:
-        pipeline = MeanAudio.from_pretrained(folder, str(where), kind, vocoder=vocoder, compile=compiled)
-        facts |= {"parameters": _parameters(pipeline), "text_encoder": pipeline.encoder.fingerprint}
-        facts |= {"vocoder": pipeline.codec.config.vocoder.kind, "vocoder_from": vocoder or "its own"}
-        settings = [setting for setting in wanted if (setting.dtype, setting.compile) == (kind, compiled)]
-        timed, without, made = _time(pipeline, settings, prompts, repeats, warm_up, clock, quiet)
-        found, left_out = found + timed, left_out + without
-        kernels |= {kind: made} if compiled else {}
-        del pipeline  # one at a time in memory
-    if not found:
-        raise InputError(f"no setting fits into the memory of {where}: {left_out[0].reason}")
+    with TemporaryDirectory() as clips, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("ignore", OutsideKnowledge)  # what the fixed prompts ask for matters to no timing
+        ways = [
+            _Way(
+                Request(
+                    str(folder.resolve()), str(where), vocoder, first=Setting(1, steps[0], duration[0], kind, compiled),
+                    settings=[setting for setting in wanted if (setting.dtype, setting.compile) == (kind, compiled)], prompts=prompts,
+                    repeats=repeats, warm_up=warm_up, index=0, processes=max(processes, 1), folder=clips, quiet=quiet,
+                )
+            )
+            for kind, compiled in kinds
+        ]  # fmt: skip
+        _run_in_turn(ways, run_process if processes else partial(_run_here, clock=clock))
+    for message in dict.fromkeys(str(warning.message) for warning in told):  # each once, not at every generation of every process
+        warnings.warn(message, stacklevel=2)
     for name, rate in rates.items():
         rate["after"] = matmul_rate(where, DTYPES[name])
+    left_out = [one for way in ways for one in way.left_out]
+    kept = [setting for setting in wanted if all(setting != one.setting for one in left_out)]
+    if not kept:
+        raise InputError(f"no setting fits into the memory of {where}: {left_out[0].reason}")
     peaks = {name: max(rate.values()) for name, rate in rates.items()}
-    return Report(facts, rates, colds, [summarise(repeats, peaks) for repeats in found], left_out, kernels, paper)
+    found = [one for way in ways for share in way.shares for one in share.found]
+    results = [summarise([one for one in found if one.setting == setting], peaks) for setting in kept]
+    first_sounds = [FirstSound.of(way.colds, way.request.first) for way in ways if way.colds]
+    kernels = {way.request.first.dtype: Kernels.pooled(way.kernels) for way in ways if way.kernels}
+    return Report(facts | ways[-1].shares[-1].facts, rates, first_sounds, results, left_out, kernels, paper)
+
+
+@dataclass
+class _Way:
+    """One dtype, compiled or not: what is asked of its process 0, and what every process answered so far, in order."""
+
+    request: Request
+    colds: list[Cold] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        return [one for share in self.shares for one in share.left_out]
+
+    @property
+    def kernels(self) -> list[Kernels]:
+        return [share.kernels for share in self.shares if share.kernels is not None]
+
+
+def _run_in_turn(ways: Sequence[_Way], run: Callable[[Request], tuple[Cold | None, Share]]) -> None:
+    """Process 0 of all ways, then process 1 of all, ...: a slow minute falls on all.
+
+    A setting that ran out of memory in one process is asked of no later one.
+    """
+    for index in range(ways[0].request.processes):
+        for way in ways:
+            gone = [one.setting for one in way.left_out]
+            if settings := [setting for setting in way.request.settings if setting not in gone]:
+                cold, share = run(replace(way.request, index=index, settings=settings))
+                way.colds += [] if cold is None else [cold]
+                way.shares.append(share)
+
+
+def _run_here(request: Request, *, clock: Callable[[], float]) -> tuple[None, Share]:
+    first = request.first
+    before = compiled_pieces() if first.compile else (0, 0)
+    pipeline = MeanAudio.from_pretrained(request.model, request.device, first.dtype, vocoder=request.vocoder, compile=first.compile)
+    return None, time_share(pipeline, request, clock=clock, before=before)
 
 
 def _check(
@@ -131,127 +179,3 @@ def _check(
     for option, (value, least) in counts.items():
         if value < least:
             raise InputError(f"{option} = {value}: must be {least} or more")
-
-
-def _parameters(pipeline: MeanAudio) -> dict[str, int]:
-    parts = {"network": pipeline.network, "vae": pipeline.codec.vae, "vocoder": pipeline.codec.vocoder}
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-
-
-class _Bench:
-    """Generations of one pipeline into a folder. `clock` is read when the device has come to rest."""
-
-    def __init__(self, pipeline: MeanAudio, prompts: Sequence[str], folder: Path, clock: Callable[[], float]) -> None:
-        self.pipeline, self.prompts, self.folder, self.clock = pipeline, prompts, folder, clock
-
-    def read(self) -> float:
-        synchronise(self.pipeline.device)
-        return self.clock()
-
-    def texts(self, setting: Setting, number: int) -> list[str]:
-        """The prompts of generation `number`: the next ones of the list, over and over."""
-        return [self.prompts[(number * setting.batch + k) % len(self.prompts)] for k in range(setting.batch)]
-
-    def generate(self, setting: Setting, number: int, stage: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
-        self.pipeline.forget_text()
-        make_clips(self.pipeline, setting, self.texts(setting, number), number, self.folder, stage)
-
-    def plain(self, setting: Setting, number: int) -> tuple[float, float | None]:
-        """Seconds, and those of them spent waiting for a core."""
-        waited, start = seconds_waited(), self.read()
-        self.generate(setting, number)
-        seconds, until = self.read() - start, seconds_waited()
-        return seconds, None if waited is None or until is None else until - waited
-
-    def watch(self, setting: Setting, number: int) -> Meter:
-        meter = Meter(self.read)
-        with watched(self.pipeline, meter):
-            self.generate(setting, number, meter.stage)
-        return meter
-
-    def flops(self, setting: Setting, repeats: int) -> dict[str, float]:
-        """Stage -> operations of one generation: of the one with as many words as the median of those to be timed.
-
-        Counted as it runs eagerly: compiled code hides its operations, and has the same ones to do.
-        """
-        numbers = sorted(range(repeats), key=lambda number: sum(len(text.split()) for text in self.texts(setting, number)))
-        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-            meter = Meter(counter.get_total_flops)
-            with watched(self.pipeline, meter):
-                self.generate(setting, numbers[repeats // 2], meter.stage)
-        return meter.totals()
-
-
-def _attention(query: Size, key: Size, value: Size, *args: object, out_shape: object = None, **options: object) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-# Fused attention that torch's counter does not know: without these, attention on a CPU counts as nothing.
-ATTENTION = {
-    getattr(torch.ops.aten, name): _attention
-    for name in ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math_for_mps")
-    if hasattr(torch.ops.aten, name)
-}
-
-
-def _time(
-    pipeline: MeanAudio,
-    settings: Sequence[Setting],
-    prompts: Sequence[str],
-    repeats: int,
-    warm_up: int,
-    clock: Callable[[], float],
-    quiet: bool,
-) -> tuple[list[Repeats], list[LeftOut], Kernels]:
-    """Count operations, warm up, then time, the settings in turn. What does not fit into the device's memory is left out from then on."""
-    memory, found, left_out = Memory(pipeline.device), list[Repeats](), list[LeftOut]()
-
-    def fitting() -> list[Repeats]:
-        return [one for one in found if all(one.setting != other.setting for other in left_out)]
-
-    bar = tqdm(total=len(settings) * (1 + warm_up + 2 * repeats), disable=quiet, unit="generation", dynamic_ncols=True, mininterval=1)
-    before = compiled_pieces()
-    with TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as told, bar:
-        warnings.simplefilter("ignore", OutsideKnowledge)  # what the fixed prompts ask for matters to no timing
-        bench = _Bench(pipeline, prompts, Path(folder), clock)
-        for setting in settings:
-            with _in_memory(setting, left_out):
-                found.append(Repeats(setting, bench.flops(setting, repeats)))
-                for number in range(warm_up):
-                    bench.generate(setting, number)
-            bar.update(1 + warm_up)
-        warm = compiled_pieces()
-        for number in range(repeats):
-            for one in fitting():
-                with _in_memory(one.setting, left_out):
-                    _repeat(bench, memory, one, number)
-                bar.update(2)
-    for message in dict.fromkeys(str(warning.message) for warning in told):  # each once, not at every generation
-        warnings.warn(message, stacklevel=2)
-    return fitting(), left_out, Kernels.between(before, warm, compiled_pieces())
-
-
-@contextmanager
-def _in_memory(setting: Setting, left_out: list[LeftOut]) -> Iterator[None]:
-    """A device that runs out of memory here costs this setting alone, and it is told: hours of others may have been measured already."""
-    try:
-        yield
-    except RuntimeError as error:  # CUDA has a class for it, MPS has not
-        if "out of memory" not in str(error):
-            raise
-        left_out.append(LeftOut(setting, str(error).splitlines()[0]))
-
-
-def _repeat(bench: _Bench, memory: Memory, one: Repeats, number: int) -> None:
-    """One plain and one watched generation of one setting."""
-    memory.restart()
-    for watching in (number % 2 == 1, number % 2 == 0):  # which goes first changes
-        if watching:
-            meter = bench.watch(one.setting, number)
-            one.watched.append(meter.totals())
-            one.evaluations += meter.amounts["network"]
-        else:
-            seconds, waited = bench.plain(one.setting, number)
-            one.plain.append(seconds)
-            one.waited.append(waited)
-    one.memory.append((memory.peak_device(), memory.peak_host()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import meanaudio
 from meanaudio.memory import give_back_freed_memory
@@ -35,22 +36,30 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, largest: int = 8192
     """FLOP/s of the best product of two random square matrices, sizes doubling from 256 to `largest`.
 
     A size whose product would take more than about `longest` seconds is not tried. It is what this machine's library reaches, not what its
-    maker states, and under the precision settings in force.
+    maker states, and under the precision settings in force. The device's memory is free again afterwards.
     """
     best, seconds, size = 0.0, 0.0, 256
     generator = torch.Generator().manual_seed(0)
     while size <= largest and 8 * seconds <= longest:
-        a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
-        times = []
-        for _ in range(6):
-            synchronise(device)
-            start = time.perf_counter()
-            torch.mm(a, b)
-            synchronise(device)
-            times.append(time.perf_counter() - start)
-        seconds = min(times[1:])  # the first one also chooses kernels
+        seconds = _product_seconds(*(torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2)))
         best, size = max(best, 2 * size**3 / seconds), 2 * size
+    if device.type == "cuda":  # torch would keep it from other processes, which are about to be timed
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
     return best
+
+
+def _product_seconds(a: Tensor, b: Tensor) -> float:
+    """Least seconds of five products, after one that also chooses kernels."""
+    times = []
+    for _ in range(6):
+        synchronise(a.device)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        synchronise(a.device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 def compiled_pieces() -> tuple[int, int]:

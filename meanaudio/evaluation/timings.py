@@ -17,7 +17,7 @@ from meanaudio.evaluation.first_sound import PHASES, FirstSound
 from meanaudio.evaluation.stages import STAGES, Setting
 from meanaudio.plots import save_shares
 
-FORMAT = 1
+FORMAT = 2
 BUSY = 0.05  # share of the time waited for a core from which on a timing says more of the machine's other work than of ours
 PAPER_RTF = 0.013  # MeanAudio-S-AC, one step, one RTX 3090 (arXiv 2508.06098)
 
@@ -59,18 +59,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Result:
-    """One setting. end_to_end: seconds of plain generations, prompts in, wav files out; seconds: each of them.
+    """One setting, its repeats pooled over all processes. end_to_end: seconds of plain generations, prompts in, wav files out.
 
+    seconds: each of them, process by process; process_medians: of each process, in the order they ran.
     rtf, mean_rtf: median and mean seconds over the seconds of sound made. evaluation: seconds of one network evaluation;
     evaluations: of them a generation. overhead: median, over pairs, of a watched generation's time over the plain one's beside it, minus 1.
-    drift: the second half's median over the first half's, minus 1; None for fewer than 4 repeats.
+    drift: the second half's median over the first half's, minus 1; the median of the processes that made 4 repeats or more; None without.
     waited: share of the time that the calling thread waited for a core that other work had; None where the system does not tell.
     Memory in bytes.
     """
 
     setting: Setting
     end_to_end: Times
-    seconds: list[float]
+    seconds: list[list[float]]
+    process_medians: list[float]
     rtf: float
     mean_rtf: float
     clips_per_second: float
@@ -86,10 +88,10 @@ class Result:
 
 @dataclass
 class Repeats:
-    """What was read of one setting, in order: seconds of plain generations, of them those waited for a core (None if not known), stage ->
-    seconds of watched generations, seconds of every network evaluation, (device, host) bytes of memory at most.
+    """What one process read of one setting, in order: seconds of plain generations, of them those waited for a core (None if not known),
+    stage -> seconds of watched generations, seconds of every network evaluation, (device, host) bytes of memory at most.
 
-    flops: stage -> operations of one generation.
+    flops: stage -> operations of one generation; empty in processes that did not count.
     """
 
     setting: Setting
@@ -101,38 +103,48 @@ class Repeats:
     memory: list[tuple[int | None, int | None]] = field(default_factory=list)
 
 
-def summarise(found: Repeats, peaks: Mapping[str, float]) -> Result:
-    """peaks: dtype -> FLOP/s that the machine reached."""
-    setting, plain, watched = found.setting, found.plain, found.watched
+def summarise(shares: Sequence[Repeats], peaks: Mapping[str, float]) -> Result:
+    """Pool what processes read of one setting. shares: of each process, in order. peaks: dtype -> FLOP/s that the machine reached."""
+    setting = shares[0].setting
+    plain = [seconds for share in shares for seconds in share.plain]
+    watched = [run for share in shares for run in share.watched]
+    evaluations = [seconds for share in shares for seconds in share.evaluations]
+    flops = next(share.flops for share in shares if share.flops)
     end_to_end = Times.of(plain)
     sound = setting.batch * setting.duration
     all_stages = sum(sum(run.values()) for run in watched)
     stages = {}
     for name in STAGES:
         seconds = [run[name] for run in watched]
-        times, count = Times.of(seconds), int(found.flops[name])
+        times, count = Times.of(seconds), int(flops[name])
         peak_share = count / times.median / peaks[setting.dtype] if count and times.median else None
         stages[name] = Stage(times, sum(seconds) / all_stages, count, peak_share)
-    half = len(plain) // 2
-    drift = statistics.median(plain[half:]) / statistics.median(plain[:half]) - 1 if half >= 2 else None
-    waited = [seconds for seconds in found.waited if seconds is not None] or None
-    device, host = (max((x for x in most if x is not None), default=None) for most in zip(*found.memory, strict=True))
+    drifts = [_drift(share.plain) for share in shares if len(share.plain) >= 4]
+    waited = [seconds for share in shares for seconds in share.waited if seconds is not None] or None
+    memory = [most for share in shares for most in share.memory]
+    device, host = (max((x for x in most if x is not None), default=None) for most in zip(*memory, strict=True))
     return Result(
         setting=setting,
         end_to_end=end_to_end,
-        seconds=plain,
+        seconds=[share.plain for share in shares],
+        process_medians=[statistics.median(share.plain) for share in shares],
         rtf=end_to_end.median / sound,
         mean_rtf=end_to_end.mean / sound,
         clips_per_second=setting.batch / end_to_end.median,
         stages=stages,
-        evaluation=Times.of(found.evaluations),
-        evaluations=len(found.evaluations) / len(watched),
+        evaluation=Times.of(evaluations),
+        evaluations=len(evaluations) / len(watched),
         overhead=statistics.median(sum(run.values()) / seconds for run, seconds in zip(watched, plain, strict=True)) - 1,
-        drift=drift,
+        drift=statistics.median(drifts) if drifts else None,
         waited=None if waited is None else sum(waited) / sum(plain),
         device_memory=device,
         host_memory=host,
     )
+
+
+def _drift(seconds: Sequence[float]) -> float:
+    half = len(seconds) // 2
+    return statistics.median(seconds[half:]) / statistics.median(seconds[:half]) - 1
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,12 @@ class Kernels:
         """Of three counts (tried, made): before anything ran, after the warm-up, at the end."""
         tried, made = after[0] - before[0], after[1] - before[1]
         return Kernels(made, tried - made, after[0] - warm[0])
+
+    @staticmethod
+    def pooled(processes: Sequence[Kernels]) -> Kernels:
+        """Each process makes the same ones, so the most of any counts; late ones, which spoil its timings alone, add up."""
+        made, as_they_are = max(k.made for k in processes), max(k.as_they_are for k in processes)
+        return Kernels(made, as_they_are, sum(k.late for k in processes))
 
 
 @dataclass(frozen=True)
@@ -186,11 +204,13 @@ class Report:
 
     def _head(self) -> str:
         f = self.facts
+        where = f"in {f['processes']} fresh process(es), each" if f["processes"] else "in the calling process,"
+        how = f"{f['repeats']} generations a setting {where} after {f['warm_up']} to warm up"
         lines = [
             f"{f['model']} (sha256 {f['model_hash'][:12]}), vocoder {f['vocoder']} ({f['vocoder_from']})",
             f"on {f['device']}: {f['device_name']}",
             f"{f['cpu']}, {f['cores']} cores, {f['threads']} thread(s); torch {f['torch']}, python {f['python']}; {f['date']}",
-            f"{f['repeats']} generations a setting after {f['warm_up']} to warm up, settings in turn; load average {f['load_average']}",
+            f"{how}, settings in turn; load average {f['load_average']}",
         ]
         for dtype, rate in self.matmul.items():
             lines.append(f"matrix products, {dtype}: {rate['before'] / 1e9:.4g} GFLOP/s before, {rate['after'] / 1e9:.4g} after")
@@ -203,13 +223,18 @@ class Report:
         return "\n".join(lines)
 
     def _speed(self) -> str:
-        rows = [["#", "setting", "median ms", "p90 ms", "mean ms", "spread", "drift", "waited", "RTF", "clips/s", "device MB", "host MB"]]
+        noise = ["spread", "processes ms", "drift", "waited"]
+        rows = [["#", "setting", "median ms", "p90 ms", "mean ms", *noise, "RTF", "clips/s", "device MB", "host MB"]]
         for i, r in enumerate(self.results, 1):
             t = r.end_to_end
-            noise = [f"±{t.spread:.1%}", "-" if r.drift is None else f"{r.drift:+.1%}", "-" if r.waited is None else f"{r.waited:.1%}"]
+            least, most = (f"{x * 1e3:.1f}" for x in (min(r.process_medians), max(r.process_medians)))
+            differ = f"{least}-{most}" if len(r.process_medians) > 1 else "-"
+            shares = ["-" if x is None else f"{x:{form}}" for x, form in ((r.drift, "+.1%"), (r.waited, ".1%"))]
             memory = ["-" if m is None else f"{m / 1e6:.0f}" for m in (r.device_memory, r.host_memory)]
             times = [f"{x * 1e3:.1f}" for x in (t.median, t.p90, t.mean)]
-            rows.append([str(i), str(r.setting), *times, *noise, f"{r.rtf:.4f}", f"{r.clips_per_second:.3g}", *memory])
+            rows.append(
+                [str(i), str(r.setting), *times, f"±{t.spread:.1%}", differ, *shares, f"{r.rtf:.4f}", f"{r.clips_per_second:.3g}", *memory]
+            )
         busy = max((r.waited for r in self.results if r.waited is not None), default=0)
         note = f"\nBUSY: other work had the cores {busy:.0%} of the time; these times are too long" if busy > BUSY else ""
         note += "".join(f"\nLEFT OUT: {x.setting}: {x.reason}" for x in self.left_out)
@@ -274,9 +299,9 @@ def read_earlier(path: Path) -> Earlier:
     """Raises InputError if the file is no benchmark's JSON."""
     values = read_json(path)
     try:
+        facts = values["facts"]  # a checkpoint's config.json has a format too
         if values["format"] != FORMAT:
             raise InputError(f"{path}: a benchmark of format {values['format']!r}, not {FORMAT}")
-        facts = values["facts"]
         what = f"{facts['model']} (sha256 {facts['model_hash'][:12]}), vocoder {facts['vocoder']} ({facts['vocoder_from']})"
         head = f"{path}: {what}, on {facts['device_name']}, {facts['threads']} thread(s), {facts['date']}"
         return Earlier(head, {Setting(**r["setting"]): (Times(**r["end_to_end"]), r["waited"]) for r in values["results"]})

@@ -4,22 +4,26 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from meanaudio.cli.common import Lists, app
 from meanaudio.codec.vae import MelVAE
 from meanaudio.codec.vocos import Vocos
 from meanaudio.errors import InputError
 from meanaudio.evaluation import benchmark as module
-from meanaudio.evaluation import first_sound as cold_module
-from meanaudio.evaluation.benchmark import ATTENTION, PAPER_STEPS, benchmark, read_prompts
-from meanaudio.evaluation.first_sound import PHASES, first_sound
+from meanaudio.evaluation import process as process_module
+from meanaudio.evaluation import share as share_module
+from meanaudio.evaluation.benchmark import PAPER_STEPS, benchmark, read_prompts
+from meanaudio.evaluation.first_sound import PHASES, Cold, FirstSound
 from meanaudio.evaluation.probe import Memory, compiled_pieces, matmul_rate, synchronise
+from meanaudio.evaluation.process import run_process
+from meanaudio.evaluation.share import ATTENTION, Request, Share
 from meanaudio.evaluation.stages import STAGES, Meter, Setting, watched
 from meanaudio.evaluation.timings import Kernels, Repeats, Report, Result, Stage, Times, compare, read_earlier, save, summarise
 from meanaudio.models.transformer import Transformer
@@ -128,10 +132,10 @@ def test_statistics_are_in_order(seconds):
     assert times.least <= times.mean or times.mean == near(times.least)
 
 
-def hand_made() -> Repeats:
-    """Four generations of 1, 2, 3, 4 s, and 10 % more when watched: half of it network, half vocoder; 8 GFLOP in the network."""
-    found = Repeats(SETTING, dict.fromkeys(STAGES, 0) | {"network": 8e9, "text": 1e9})
-    for seconds in (1.0, 2.0, 3.0, 4.0):
+def hand_made(*all_seconds: float, counted: bool = True) -> Repeats:
+    """Generations of so many seconds, and 10 % more when watched: half of it network, half vocoder; 8 GFLOP in the network."""
+    found = Repeats(SETTING, dict.fromkeys(STAGES, 0) | {"network": 8e9, "text": 1e9} if counted else {})
+    for seconds in all_seconds:
         found.plain.append(seconds)
         found.waited.append(0.25 * seconds)
         found.watched.append(dict.fromkeys(STAGES, 0.0) | {"network": 0.55 * seconds, "vocoder": 0.55 * seconds})
@@ -141,8 +145,9 @@ def hand_made() -> Repeats:
 
 
 def test_a_summary_is_arithmetic():
-    result = summarise(hand_made(), {"bf16": 16e9})
+    result = summarise([hand_made(1.0, 2.0, 3.0, 4.0)], {"bf16": 16e9})
     assert result.end_to_end.median == 2.5
+    assert (result.seconds, result.process_medians) == ([[1, 2, 3, 4]], [2.5])
     assert result.rtf == pytest.approx(2.5 / (2 * 5.0))  # seconds over seconds of sound, of both clips
     assert result.mean_rtf == pytest.approx(0.25)
     assert result.clips_per_second == pytest.approx(2 / 2.5)
@@ -162,12 +167,36 @@ def test_a_summary_is_arithmetic():
 
 
 def test_what_cannot_be_known_is_none():
-    found = hand_made()
-    for readings in (found.plain, found.watched, found.memory):
-        del readings[3:]
+    found = hand_made(1.0, 2.0, 3.0)
     found.waited = [None, None, None]
-    result = summarise(found, {"bf16": 1.0})
+    result = summarise([found], {"bf16": 1.0})
     assert (result.drift, result.waited) == (None, None)
+
+
+@given(shares=st.lists(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_processes_are_pooled(shares):
+    """Every number but drift and the processes' own is that of one process that read it all."""
+    parts = [hand_made(*seconds, counted=not i) for i, seconds in enumerate(shares)]
+    result = summarise(parts, {"bf16": 16e9})
+    alone = summarise([hand_made(*(x for seconds in shares for x in seconds))], {"bf16": 16e9})
+    apart = {"seconds": alone.seconds, "process_medians": alone.process_medians, "drift": alone.drift}
+    assert replace(result, **apart) == alone
+    assert result.seconds == shares
+    assert result.process_medians == [summarise([hand_made(*seconds)], {"bf16": 1.0}).end_to_end.median for seconds in shares]
+
+
+def test_one_process_that_differs_widens_the_spread_and_is_no_drift():
+    alike = summarise([hand_made(1.0, 1.01, 1.0, 1.01) for _ in range(5)], {"bf16": 1.0})
+    one_slow = summarise([hand_made(1.0, 1.01, 1.0, 1.01) for _ in range(4)] + [hand_made(1.3, 1.31, 1.3, 1.31)], {"bf16": 1.0})
+    assert alike.end_to_end.spread < 0.01
+    assert one_slow.end_to_end.spread > 0.1
+    assert max(one_slow.process_medians) == pytest.approx(1.305)
+    assert alike.drift == one_slow.drift == 0
+
+
+def test_drift_is_the_median_of_the_processes():
+    result = summarise([hand_made(1, 1, 2, 2), hand_made(4, 4, 5, 5), hand_made(1, 1, 1, 1), hand_made(1, 9)], {"bf16": 1.0})
+    assert result.drift == pytest.approx(0.25)  # of 1, 0.25, 0; two repeats have none
 
 
 # ---------------------------------------------------------------- a benchmark on a clock of our own
@@ -187,14 +216,14 @@ def clock(monkeypatch) -> Clock:
 
 
 def test_every_stage_is_timed_as_long_as_it_takes(clock, tiny_checkpoint, fast_text):
-    report = benchmark(tiny_checkpoint, batch=[1, 3], steps=[1, 4], repeats=4, warm_up=1, cold=0, device="cpu", clock=clock)
+    report = benchmark(tiny_checkpoint, batch=[1, 3], steps=[1, 4], repeats=4, warm_up=1, processes=0, device="cpu", clock=clock)
     assert [(r.setting.batch, r.setting.steps) for r in report.results] == [(1, 1), (1, 4), (3, 1), (3, 4)]
     for r in report.results:
         batch, steps = r.setting.batch, r.setting.steps
         takes = dict(text=0.2, condition=0.01, network=0.3 * steps, score=0.0, vae=0.1, vocoder=0.4, rest=0.0, file=0.05 * batch)
         assert {name: stage.seconds.median for name, stage in r.stages.items()} == pytest.approx(takes, abs=1e-9)
         whole = sum(takes.values())
-        assert r.seconds == pytest.approx([whole] * 4)
+        assert [pytest.approx([whole] * 4)] == r.seconds
         assert (r.rtf, r.mean_rtf) == (pytest.approx(whole / (batch * 1.024)),) * 2
         assert (r.overhead, r.drift) == (pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9))
         assert (r.evaluations, r.evaluation.median) == (steps, pytest.approx(0.3))
@@ -203,7 +232,7 @@ def test_every_stage_is_timed_as_long_as_it_takes(clock, tiny_checkpoint, fast_t
 
 
 def test_candidates_cost_a_score_and_no_decoding(clock, scored_checkpoint, fast_text):
-    report = benchmark(scored_checkpoint, candidates=[1, 3], repeats=1, warm_up=0, cold=0, device="cpu", clock=clock)
+    report = benchmark(scored_checkpoint, candidates=[1, 3], repeats=1, warm_up=0, processes=0, device="cpu", clock=clock)
     one, three = report.results
     assert str(three.setting) == f"{one.setting}, best of 3"
     assert (one.stages["score"].flops, three.stages["score"].flops > 0) == (0, True)
@@ -226,7 +255,7 @@ def numbers(values) -> Iterator[float]:
 @pytest.fixture
 def report(clock, tiny_checkpoint, fast_text) -> Report:
     return benchmark(
-        tiny_checkpoint, duration=[0.5], dtype=["float32", "bf16"], repeats=4, warm_up=0, cold=0, device="cpu", clock=clock
+        tiny_checkpoint, duration=[0.5], dtype=["float32", "bf16"], repeats=4, warm_up=0, processes=0, device="cpu", clock=clock
     )  # fmt: skip
 
 
@@ -239,7 +268,7 @@ def test_the_json_states_every_fact_and_no_nan(report, tmp_path):
     assert values.keys() == {"format", *(f.name for f in fields(Report))}
     facts = {
         "date", "device", "device_name", "cpu", "cores", "threads", "load_average", "meanaudio", "torch", "python", "platform", "model",
-        "model_hash", "parameters", "text_encoder", "trained_seconds", "repeats", "warm_up", "prompts_hash", "flops", "memory",
+        "model_hash", "parameters", "text_encoder", "trained_seconds", "repeats", "warm_up", "processes", "prompts_hash", "flops", "memory",
         "float32_products", "vocoder", "vocoder_from",
     }  # fmt: skip
     assert values["facts"].keys() == facts
@@ -313,15 +342,15 @@ def test_what_does_not_fit_into_memory_is_told_and_the_rest_is_measured(clock, t
         return decode(vae, latents)
 
     monkeypatch.setattr(MelVAE, "decode", lambda vae, z: decode(vae, z) if len(z) != 3 else small(vae, z))
-    report = benchmark(tiny_checkpoint, batch=[1, 3, 2], repeats=3, warm_up=0, cold=0, device="cpu", clock=clock)
+    report = benchmark(tiny_checkpoint, batch=[1, 3, 2], repeats=3, warm_up=0, processes=0, device="cpu", clock=clock)
     assert [r.setting.batch for r in report.results] == [1, 2]
-    assert all(len(r.seconds) == 3 for r in report.results)
+    assert all(len(r.seconds[0]) == 3 for r in report.results)
     assert [(x.setting.batch, x.reason) for x in report.left_out] == [(3, "CUDA out of memory. Tried to allocate 2.00 GiB.")]
     assert "LEFT OUT: batch 3, 1 step(s), 1.024 s, float32, eager: CUDA out of memory. Tried to allocate 2.00 GiB.\n" in report.to_text()
     json.dumps(report.to_json(), allow_nan=False)
     if lasts == 0:
         with pytest.raises(InputError, match="no setting fits into the memory of cpu: CUDA out of memory"):
-            benchmark(tiny_checkpoint, batch=[3], repeats=1, warm_up=0, cold=0, device="cpu", clock=clock)
+            benchmark(tiny_checkpoint, batch=[3], repeats=1, warm_up=0, processes=0, device="cpu", clock=clock)
 
 
 def test_another_failure_is_not_taken_for_a_lack_of_memory(clock, tiny_checkpoint, fast_text, monkeypatch):
@@ -330,11 +359,77 @@ def test_another_failure_is_not_taken_for_a_lack_of_memory(clock, tiny_checkpoin
 
     monkeypatch.setattr(MelVAE, "decode", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        benchmark(tiny_checkpoint, repeats=1, warm_up=0, cold=0, device="cpu", clock=clock)
+        benchmark(tiny_checkpoint, repeats=1, warm_up=0, processes=0, device="cpu", clock=clock)
+
+
+@pytest.fixture
+def asked(clock, monkeypatch) -> list[Request]:
+    """Fresh processes are played in this one, on the clock, and answer as JSON; the requests that they were given."""
+    asked = []
+
+    def play(request):
+        asked.append(request)
+        request = TypeAdapter(Request).validate_json(json.dumps(asdict(request)))
+        _, share = module._run_here(request, clock=clock)
+        return Cold(2.75, dict.fromkeys([*PHASES, *STAGES], 0.25), 5_000_000), TypeAdapter(Share).validate_json(json.dumps(asdict(share)))
+
+    monkeypatch.setattr(module, "run_process", play)
+    return asked
+
+
+@given(repeats=st.integers(1, 100), processes=st.integers(1, 100))
+def test_each_generation_is_of_one_process(repeats, processes):
+    requests = [Request("", "cpu", None, SETTING, [], [], repeats, 0, index, processes, "", True) for index in range(processes)]
+    assert sorted(number for request in requests for number in request.numbers) == list(range(repeats))
+
+
+def test_processes_share_the_repeats_and_ways_take_turns(asked, clock, tiny_checkpoint, fast_text, monkeypatch):
+    made, counted, plain, flops = [], [], share_module._Bench.plain, share_module._Bench.flops
+    monkeypatch.setattr(share_module._Bench, "plain", lambda *args: made.append(args[1:]) or plain(*args))
+    monkeypatch.setattr(share_module._Bench, "flops", lambda *args: counted.append(args[1]) or flops(*args))
+    options = dict(batch=[1, 2], dtype=["float32", "bf16"], repeats=7, warm_up=1, device="cpu", clock=clock)
+    report = benchmark(tiny_checkpoint, processes=3, **options)
+    assert [(request.first.dtype, request.index) for request in asked] == [(d, i) for i in range(3) for d in ("float32", "bf16")]
+    settings = [r.setting for r in report.results]
+    assert sorted(counted, key=settings.index) == settings  # once each
+    for r in report.results:
+        assert sorted(number for setting, number in made if setting == r.setting) == list(range(7))
+        assert [len(seconds) for seconds in r.seconds] == [3, 2, 2]
+    alone = benchmark(tiny_checkpoint, processes=0, **options)
+    assert (len(alone.first_sound), len(report.first_sound)) == (0, 2)
+    for one, three in zip(alone.results, report.results, strict=True):
+        assert one.stages.keys() == three.stages.keys()
+        assert [s.flops for s in one.stages.values()] == [s.flops for s in three.stages.values()]
+        assert three.end_to_end.median == pytest.approx(one.end_to_end.median)
+    assert "7 generations a setting in 3 fresh process(es), each after 1 to warm up" in report.to_text()
+    assert "7 generations a setting in the calling process, after 1 to warm up" in alone.to_text()
+    assert " 1060.0-1060.0 " in report.to_text()
+
+
+def test_there_are_no_more_processes_than_repeats(asked, clock, tiny_checkpoint, fast_text):
+    report = benchmark(tiny_checkpoint, repeats=2, warm_up=0, device="cpu", clock=clock)
+    assert (len(asked), report.facts["processes"]) == (2, 2)
+
+
+def test_what_one_process_has_no_memory_for_is_left_out_of_all(asked, clock, tiny_checkpoint, fast_text, monkeypatch):
+    """Batch 3 was timed by the first process and fails in the second: the third is not asked for it."""
+    decode = MelVAE.decode
+
+    def small(vae, latents):
+        if latents.shape[0] == 3 and len(asked) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return decode(vae, latents)
+
+    monkeypatch.setattr(MelVAE, "decode", small)
+    report = benchmark(tiny_checkpoint, batch=[1, 3], repeats=3, warm_up=0, processes=3, device="cpu", clock=clock)
+    assert [(r.setting.batch, len(r.seconds)) for r in report.results] == [(1, 3)]
+    assert [x.setting.batch for x in report.left_out] == [3]
+    assert [[setting.batch for setting in request.settings] for request in asked] == [[1, 3], [1, 3], [1]]
 
 
 def test_what_was_not_compiled_is_told(report):
     assert Kernels.between((2, 2), (9, 8), (12, 10)) == Kernels(made=8, as_they_are=2, late=3)
+    assert Kernels.pooled([Kernels(8, 2, 3), Kernels(8, 2, 0), Kernels(9, 1, 1)]) == Kernels(made=9, as_they_are=2, late=4)
     text = replace(report, kernels={"bf16": Kernels(8, 2, 3)}).to_text()
     assert "torch.compile, bf16: kernels of 8 pieces of code; NOT COMPILED: 2, which ran as they are" in text
     assert "3 MADE WHILE TIMING: give more --warm-up" in text
@@ -360,11 +455,12 @@ def test_compiled_pieces_are_counted():
     torch.compiler.reset()
 
 
-def test_the_papers_protocol(clock, tiny_checkpoint, fast_text):
+def test_the_papers_protocol(asked, clock, tiny_checkpoint, fast_text):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        report = benchmark(tiny_checkpoint, paper=True, repeats=1, warm_up=0, cold=0, device="cpu", clock=clock)
+        report = benchmark(tiny_checkpoint, paper=True, repeats=2, warm_up=0, processes=2, device="cpu", clock=clock)
     assert [(r.setting.batch, r.setting.steps, r.setting.duration) for r in report.results] == [(1, s, 10.0) for s in PAPER_STEPS]
+    assert len(asked) == 2
     assert len([w for w in told if "was trained on 1.024 s" in str(w.message)]) == 1
     last = report.to_text().rpartition("the paper's protocol")[2].splitlines()
     one_step = [0.2 + 0.01 + 0.3 + 0.1 + 0.4 + 0.05, 0.106, 0.101, 0.081, 0.03]  # seconds, then factors: one stage less each
@@ -385,7 +481,7 @@ def test_the_paper_takes_a_hundred_prompts_each_its_own():
 def test_operations_grow_as_the_work_does(clock, tiny_checkpoint, fast_text):
     """Twice the batch is twice the work; steps are the network's alone; a clip's own noise makes none."""
     report = benchmark(
-        tiny_checkpoint, batch=[1, 2], steps=[1, 3], duration=[1.024], repeats=1, warm_up=0, cold=0, device="cpu", clock=clock
+        tiny_checkpoint, batch=[1, 2], steps=[1, 3], duration=[1.024], repeats=1, warm_up=0, processes=0, device="cpu", clock=clock
     )  # fmt: skip
     flops = {(r.setting.batch, r.setting.steps): {name: s.flops for name, s in r.stages.items()} for r in report.results}
     one = flops[1, 1]
@@ -400,7 +496,7 @@ def test_operations_grow_as_the_work_does(clock, tiny_checkpoint, fast_text):
 def test_attention_is_counted_on_this_device(masked):
     query, key = torch.randn(2, 3, 10, 16), torch.randn(2, 3, 7, 16)
     mask = torch.ones(1, 1, 1, 7, dtype=torch.bool) if masked else None
-    with torch.inference_mode(), module.FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+    with torch.inference_mode(), share_module.FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         torch.nn.functional.scaled_dot_product_attention(query, key, key, attn_mask=mask)
     assert counter.get_total_flops() == 2 * (2 * 2 * 3 * 10 * 7 * 16)  # two products of a multiply and an add each
 
@@ -435,50 +531,66 @@ def test_the_device_is_waited_for(kind, name, monkeypatch):
 # ---------------------------------------------------------------- the first sound
 
 
-def test_a_cold_process_says_what_it_waited_for(tiny_checkpoint):
-    setting = {"batch": 1, "steps": 1, "duration": 0.3, "dtype": "float32", "compile": False}
-    found = first_sound(tiny_checkpoint, "cpu", setting, None, "rain", 1)
-    assert tuple(found.phases) == (*PHASES, *STAGES)
-    assert sum(found.phases.values()) == pytest.approx(found.median)
-    assert min(found.phases.values()) >= 0
-    assert found.phases["imports"] > 0.1
-    assert found.host_memory > 50e6
+def request_of(checkpoint, folder, **changes) -> Request:
+    """Of the second of two processes: one generation of a short clip."""
+    first = Setting(1, 1, 0.3, "float32", False)
+    return replace(Request(str(checkpoint), "cpu", None, first, [first], ["rain", "wind"], 2, 0, 1, 2, str(folder), True), **changes)
 
 
-def test_the_median_run_of_an_even_number_is_one_that_was(monkeypatch, tmp_path):
-    runs = iter([(9.0, 4.0), (5.0, 1.0), (7.0, 2.0), (6.0, 3.0)])
-    told = lambda total, clip: (total, {"phases": dict.fromkeys(["imports", "loading", *STAGES], 0.0) | {"vae": clip}, "host_memory": 1})  # noqa: E731
-    monkeypatch.setattr(cold_module, "_run", lambda request, errors: told(*next(runs)))
-    found = first_sound(tmp_path, "cpu", {"dtype": "bf16", "compile": False, "steps": 1, "duration": 1.0}, None, "rain", 4)
-    assert (found.median, found.phases["vae"], found.phases["python"]) == (6.0, 3.0, 3.0)
+def test_a_fresh_process_says_what_it_waited_for_and_times_its_share(tiny_checkpoint, tmp_path):
+    longer = Setting(1, 2, 2.0, "float32", False)
+    with pytest.warns(UserWarning, match="was trained on 1.024 s; 2 s may drift") as told:
+        cold, share = run_process(request_of(tiny_checkpoint, tmp_path, settings=[longer]))
+    assert len(told) == 1
+    assert tuple(cold.phases) == (*PHASES, *STAGES)
+    assert sum(cold.phases.values()) == pytest.approx(cold.total)
+    assert min(cold.phases.values()) >= 0
+    assert cold.phases["imports"] > 0.1
+    assert cold.host_memory > 50e6
+    assert (share.left_out, share.kernels) == ([], None)
+    [one] = share.found
+    assert (one.setting, one.flops, len(one.plain), len(one.watched), len(one.evaluations)) == (longer, {}, 1, 1, 2)
+    assert sum(one.watched[0].values()) > 0
 
 
-def test_cold_processes_make_one_clip_of_the_first_setting(clock, monkeypatch, tiny_checkpoint, fast_text):
-    asked = []
+def test_the_median_run_of_an_even_number_is_one_that_was():
+    runs = [Cold(total, {"vae": clip}, memory) for total, clip, memory in ((9.0, 4.0, 3), (5.0, 1.0, None), (7.0, 2.0, 5), (6.0, 3.0, 4))]
+    found = FirstSound.of(runs, SETTING)
+    assert (found.median, found.phases["vae"], found.host_memory) == (6.0, 3.0, 5)
+    assert found.totals == [9, 5, 7, 6]
 
-    def run(request, errors):
-        asked.append(json.loads(request))
-        return 3.0, {"phases": dict.fromkeys(["imports", "loading", *STAGES], 0.25), "host_memory": 5_000_000}
 
-    monkeypatch.setattr(cold_module, "_run", run)
+def test_cold_processes_make_one_clip_of_the_first_setting(asked, clock, tiny_checkpoint, fast_text):
     own = str(tiny_checkpoint)
     report = benchmark(
-        own, batch=[3], steps=[2, 1], dtype=["bf16"], vocoder=own, repeats=1, warm_up=0, cold=2, device="cpu", clock=clock
+        own, batch=[3], steps=[2, 1], dtype=["bf16"], vocoder=own, repeats=2, warm_up=0, processes=2, device="cpu", clock=clock
     )  # fmt: skip
-    assert [request["setting"] for request in asked] == [
-        {"batch": 1, "steps": 2, "duration": 1.024, "dtype": "bf16", "compile": False, "candidates": 1}
-    ] * 2  # fmt: skip
-    assert {request["vocoder"] for request in asked} == {own}
+    assert [request.first for request in asked] == [Setting(1, 2, 1.024, "bf16", False)] * 2
+    assert {request.vocoder for request in asked} == {own}
     text = report.to_text()
-    assert "bf16, eager, 2 step(s), 1.024 s; median of 2): 3.00 s; at most 5 MB resident" in text
-    assert "= python 0.50 + imports 0.25 + loading 0.25\n  + first clip: text 0.25" in text
+    assert "bf16, eager, 2 step(s), 1.024 s; median of 2): 2.75 s; at most 5 MB resident" in text
+    assert "= python 0.25 + imports 0.25 + loading 0.25\n  + first clip: text 0.25" in text
     json.dumps(report.to_json(), allow_nan=False)
 
 
-def test_a_cold_process_that_fails_says_why(tmp_path):
-    setting = {"batch": 1, "steps": 1, "duration": 0.3, "dtype": "float32", "compile": False}
+def test_a_process_that_fails_says_why(tiny_checkpoint, tmp_path, monkeypatch, capfd):
     with pytest.raises(InputError, match="could not make a clip: .*no config.json in this folder"):
-        first_sound(tmp_path, "cpu", setting, None, "rain", 1)
+        run_process(request_of(tmp_path, tmp_path))
+    unranked = Setting(1, 1, 0.3, "float32", False, candidates=3)
+    with pytest.raises(InputError, match="failed while timing: .*num_candidates = 3"):
+        run_process(request_of(tiny_checkpoint, tmp_path, settings=[unranked]))
+    assert "Traceback" not in capfd.readouterr().err
+    monkeypatch.setattr(process_module, "CODE", "print('no answer'); raise SystemExit(3)")
+    with pytest.raises(InputError, match="could not make a clip: exit code 3"):
+        run_process(request_of(tiny_checkpoint, tmp_path))
+
+
+def test_a_fault_in_a_process_shows_where_it_is(monkeypatch, tmp_path, capfd):
+    code = "import meanaudio.evaluation.process as p\ndef broken(request): raise KeyError('here')\np._first_sound = broken; p.child()"
+    monkeypatch.setattr(process_module, "CODE", code)
+    with pytest.raises(InputError, match="could not make a clip: KeyError: 'here'"):
+        run_process(request_of(tmp_path, tmp_path))
+    assert "in broken" in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------- lists on the command line
