@@ -479,6 +479,9 @@ class LoRAConfig(Config):
     targets: tuple[Literal["attention", "mlp"], ...] = Field(("attention", "mlp"), min_length=1)
 
 
+CONTINUED = ("vae", "vocoder", "generator")  # tasks that can begin with the weights of init_from
+
+
 class TrainConfig(Config):
     """One training run. `task` says which network is trained and which of the sections matter."""
 
@@ -491,7 +494,7 @@ class TrainConfig(Config):
     codec_from: str | None = Field(None, description="folder of an earlier codec training whose parts are used")
     text_from: str | None = Field(None, description="folder of a checkpoint with the text encoder's files; codec_from if left out")
     encode_text: bool = Field(False, description="encode captions while training, in place of stored text features")
-    init_from: str | None = Field(None, description="folder of a checkpoint whose network is continued")
+    init_from: str | None = Field(None, description="folder of a checkpoint (VAE, vocoder: of a codec) whose weights are continued")
     seconds: float = Field(5.12, gt=0, description="length of a generator's training window")
     codec: CodecConfig = CodecConfig()
     windows: WindowConfig = WindowConfig()
@@ -516,6 +519,12 @@ class TrainConfig(Config):
             raise ValueError("either every set of the mixture has a share, or none")
         if sum(share or 0 for share in shares) >= 1:
             raise ValueError(f"the mixture's shares {shares} must leave something for `data`: together they must be below 1")
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_is_continued(self):
+        if self.init_from is not None and self.task not in CONTINUED:
+            raise ValueError(f"init_from continues the weights of {', '.join(CONTINUED)}: task {self.task} begins anew")
         return self
 
     @model_validator(mode="after")

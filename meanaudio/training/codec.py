@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from meanaudio.audio import limit_peak, save_audio
-from meanaudio.checkpoint import save_weights, write_json
-from meanaudio.codec.codec import VAE, VAE_FILE, VOCODER_FILE, load_vae, make_vae, make_vocoder
+from meanaudio.checkpoint import load_into, load_weights, save_weights, write_json
+from meanaudio.codec.codec import VAE, VAE_FILE, VOCODER_FILE, load_vae, make_vae, make_vocoder, read_codec_config
 from meanaudio.codec.griffin_lim import griffin_lim
 from meanaudio.codec.losses import Discriminator, ReconstructionLoss, discriminator_loss, generator_losses, stft_distance
 from meanaudio.codec.mel import LogMel
@@ -31,6 +32,16 @@ def _num_samples(seconds: float, config: CodecConfig) -> int:
     """Samples of a window: whole latents."""
     spec = config.audio_spec()
     return max(1, spec.window_latents(seconds)) * spec.samples_per_latent
+
+
+def _continue_from(network: nn.Module, folder: Path, part: Literal["vae", "vocoder"], codec: CodecConfig) -> None:
+    """Load that part of the codec in `folder`, which must be of the config's shape and of its mels."""
+    found = read_codec_config(folder)
+    for name in ("mel", part):
+        if (theirs := getattr(found, name)) != (ours := getattr(codec, name)):
+            raise InputError(f"init_from {folder}: its codec.{name} is {theirs}, the config's is {ours}")
+    file = folder / {"vae": VAE_FILE, "vocoder": VOCODER_FILE}[part]
+    load_into(network, load_weights(file), file)
 
 
 class _CodecTask:
@@ -78,7 +89,10 @@ class VAETask(_CodecTask):
             vae = make_vae(config.codec).to(self.device)
         if not isinstance(vae, MelVAE):
             raise InputError(f"codec.vae.kind {config.codec.vae.kind!r} is for converted checkpoints; conv and linear_conv can be trained")
-        self._measure(vae)
+        if config.init_from is None:
+            self._measure(vae)
+        else:
+            _continue_from(vae, Path(config.init_from), "vae", config.codec)
         self.networks = {"vae": vae}
 
     @torch.no_grad()
@@ -158,6 +172,8 @@ class VocoderTask(_CodecTask):
             torch.manual_seed(config.loop.seed)
             vocoder = make_vocoder(codec).to(self.device)
             discriminator = Discriminator(config.vocoder.discriminator_width).to(self.device)
+        if config.init_from is not None:
+            _continue_from(vocoder, Path(config.init_from), "vocoder", codec)
         self.networks = {"vocoder": vocoder, "discriminator": discriminator}
 
     @torch.no_grad()

@@ -51,6 +51,30 @@ def test_windows_depend_on_seed_and_step_alone():
     assert not torch.equal(first.batch(0, 16)[0], WindowSampler(sounds, 1000, seed=2).batch(0, 16)[0])
 
 
+@pytest.mark.parametrize("task", ["vae", "vocoder"])
+def test_earlier_weights_are_continued(task, tiny_checkpoint, tiny_manifest, tmp_path, quick):
+    """They are the first weights, and those of another shape or of other mels are refused by name."""
+    make = {"vae": VAETask, "vocoder": VocoderTask}[task]
+    begin = config(task, tiny_manifest, vocoder=VocoderTrainConfig(reconstructed_share=0), init_from=str(tiny_checkpoint))
+    earlier = getattr(load_codec(tiny_checkpoint), task).state_dict()
+    for key, value in make(begin, torch.device("cpu")).networks[task].state_dict().items():
+        torch.testing.assert_close(value, earlier[key], atol=0, rtol=0)
+
+    part = getattr(TINY_CODEC, task)
+    wider = TINY_CODEC.model_copy(update={task: part.model_copy(update={"width": 2 * part.width})})
+    with pytest.raises(InputError, match=f"init_from .*: its codec.{task} is .*width={part.width}"):
+        make(begin.model_copy(update={"codec": wider}), torch.device("cpu"))
+    lower = TINY_CODEC.model_copy(update={"mel": TINY_CODEC.mel.model_copy(update={"f_max": 7000.0})})
+    with pytest.raises(InputError, match="its codec.mel is"):
+        make(begin.model_copy(update={"codec": lower}), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("task", ["tagger", "scorer"])
+def test_what_begins_anew_takes_no_earlier_weights(task):
+    with pytest.raises(ValueError, match=f"init_from continues .*: task {task} begins anew"):
+        TrainConfig(task=task, init_from="somewhere")
+
+
 def test_vae_then_vocoder_end_to_end(tiny_manifest, tmp_path, quick):
     vae_run, vocoder_run = tmp_path / "vae", tmp_path / "vocoder"
     settings = config("vae", tiny_manifest)
