@@ -1,0 +1,286 @@
+"""Is what was asked for what is heard? A tagger names outputs of written prompts and recordings of the same concepts; and the order of
+several sounds in one prompt, by the tagger over time.
+
+A concept is *named* in a sound where one of its classes is among the tagger's TOP. Recordings say which concepts that tagger can name at
+all, and how often: outputs are compared with them. Two controls are heard beside: outputs of prompts without the concept, and recordings
+of other concepts.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from meanaudio.audio import fit, limit_peak, load_audio, match_level, resample
+from meanaudio.concepts import names
+from meanaudio.data.manifest import Clip, read_manifest
+from meanaudio.errors import InputError
+from meanaudio.evaluation.clips import evenly
+from meanaudio.evaluation.features import listen
+from meanaudio.evaluation.hearing import Hearing, Listener, make_listener, trim
+from meanaudio.pipeline import MeanAudio
+
+TOP = 5
+NAMEABLE = 0.5  # share of its recordings in which a concept is named, from which on it counts
+LEVEL_DB = -18.0  # of every clip's loudest 400 ms, as outputs are brought to
+RECORDINGS = 20  # of a concept, at most
+WINDOW, HOP = 0.96, 0.48  # seconds: what the tagger hears at a time in a sequence
+CHUNK = 16  # clips at a time
+Kind = Literal["plain", "together", "sequence"]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """words: comma-separated names that captions of its recordings hold. classes: the tagger's that name it."""
+
+    name: str
+    words: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """concepts: names, in the order in which they are to be heard where `kind` is "sequence"."""
+
+    text: str
+    kind: Kind
+    concepts: tuple[str, ...]
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    missing = [c for c in columns if not rows or rows[0].get(c) is None]
+    if missing:
+        raise InputError(
+            f"{path}: a tab-separated table with {', '.join(columns)} is wanted; it has no {', no '.join(missing)}, or no rows"
+        )
+    return [[(row[c] or "").strip() for c in columns] for row in rows]
+
+
+def read_concepts(path: Path | None = None) -> dict[str, Concept]:
+    """name -> Concept, of a table with the columns concept, words, classes (separated by semicolons); the package's if None."""
+    path = path or Path(__file__).parent / "concepts.tsv"
+    rows = _rows(path, ("concept", "words", "classes"))
+    return {name: Concept(name, heard, tuple(c.strip() for c in classes.split(";"))) for name, heard, classes in rows}
+
+
+def read_prompts(concepts: Mapping[str, Concept], path: Path | None = None) -> list[Prompt]:
+    """Prompts of a table with the columns prompt, kind, concepts (separated by semicolons); the package's if None.
+
+    Raises InputError for an unknown kind or concept, and for a sequence of fewer than two.
+    """
+    path = path or Path(__file__).parent / "concept_prompts.tsv"
+    prompts = []
+    for text, kind, told in _rows(path, ("prompt", "kind", "concepts")):
+        wanted = tuple(c.strip() for c in told.split(";"))
+        if kind not in get_args(Kind):
+            raise InputError(f"{path}: {text!r} is of kind {kind!r}: must be one of {', '.join(get_args(Kind))}")
+        if unknown := [c for c in wanted if c not in concepts]:
+            raise InputError(f"{path}: {text!r} names {', '.join(unknown)}, which no row of the concepts explains")
+        if (kind == "plain") != (len(wanted) == 1):
+            raise InputError(f"{path}: {text!r} is of kind {kind!r} and names {len(wanted)} concept(s): one if plain, otherwise more")
+        prompts.append(Prompt(text, kind, wanted))  # type: ignore[arg-type]
+    return prompts
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of 0 to 1. recordings: mean, over what prompts name, of the concept's recordings that are named; outputs likewise.
+
+    other_outputs, other_recordings: named in outputs of prompts, and in recordings, that do not hold the concept. pairs: counted.
+    """
+
+    pairs: int
+    recordings: float
+    outputs: float
+    other_outputs: float
+    other_recordings: float
+
+
+@dataclass(frozen=True)
+class Order:
+    """Of sequences: heard, all sounds are named somewhere; ordered, they are heard and culminate in the order of the prompt."""
+
+    count: int
+    heard: float
+    ordered: float
+
+
+@dataclass(frozen=True)
+class Named:
+    """recorded: concept -> (share of its recordings in which it is named, their number); made: -> (share of its outputs, their number).
+
+    rates: by kind of prompt and of "all", nameable concepts only. order: of outputs, recordings (joined), others (other prompts' outputs);
+    empty without sequences.
+    """
+
+    title: str
+    recorded: dict[str, tuple[float, int]]
+    made: dict[str, tuple[float, int]]
+    rates: dict[str, Rates]
+    order: dict[str, Order]
+
+    def to_text(self) -> str:
+        able = sum(share >= NAMEABLE for share, _ in self.recorded.values())
+        lines = [
+            self.title,
+            f"{able} of {len(self.recorded)} concepts are named (class in the top {TOP}) in {NAMEABLE:.0%} or more of their recordings:",
+            f"{'prompts':<12}{'pairs':>7}{'recordings':>12}{'outputs':>9}{'ratio':>7}{'other outputs':>15}{'other recordings':>18}",
+        ]
+        for kind, r in self.rates.items():
+            ratio = f"{r.outputs / r.recordings:.0%}" if r.pairs else "-"
+            numbers = [f"{x:.1%}" for x in (r.recordings, r.outputs, r.other_outputs, r.other_recordings)]
+            lines.append(f"{kind:<12}{r.pairs:>7}{numbers[0]:>12}{numbers[1]:>9}{ratio:>7}{numbers[2]:>15}{numbers[3]:>18}")
+        if self.order:
+            lines += ["", f"{'sequences':<24}{'count':>7}{'all heard':>11}{'in order':>10}"]
+            lines += [f"{name:<24}{o.count:>7}{o.heard:>11.1%}{o.ordered:>10.1%}" for name, o in self.order.items()]
+        lines += ["", f"{'concept':<24}{'recordings':>12}{'outputs':>12}"]
+        for name, (share, count) in sorted(self.recorded.items(), key=lambda entry: -entry[1][0]):
+            made, outputs = self.made[name]
+            cells = [f"{x:.0%} of {n}" if n else "none" for x, n in ((share, count), (made, outputs))]
+            lines.append(f"{name:<24}{cells[0]:>12}{cells[1]:>12}")
+        return "\n".join(lines)
+
+
+class _Tagger:
+    """Which concepts a listener names in sounds [B, N] at `rate`."""
+
+    def __init__(self, listener: Listener, concepts: Mapping[str, Concept], rate: int) -> None:
+        if listener.classes is None:
+            raise InputError(f"extractor {listener.name!r} has no class names")
+        place = {name: k for k, name in enumerate(listener.classes)}
+        if unknown := sorted({c for concept in concepts.values() for c in concept.classes if c not in place}):
+            raise InputError(f"no class of {listener.name} is called {', '.join(unknown)}")
+        self.classes = {c.name: torch.tensor([place[name] for name in c.classes]) for c in concepts.values()}
+        self.listener, self.rate = listener, rate
+        self.over_time = Listener(listener.extractor, Hearing(noise_db=listener.hearing.noise_db))  # windows are not to be trimmed
+
+    def top(self, audio: Tensor) -> list[set[int]]:
+        """The TOP classes of each clip."""
+        logits = listen(self.listener, audio, self.rate, level_db=LEVEL_DB).logits
+        assert logits is not None
+        return [set(row) for row in logits.topk(TOP, 1).indices.tolist()]
+
+    def names(self, top: set[int], concept: str) -> bool:
+        return not top.isdisjoint(self.classes[concept].tolist())
+
+    def order(self, clip: Tensor, concepts: Sequence[str]) -> tuple[bool, bool]:
+        """(all are named in some window, and those in which they culminate follow one another) of a clip [N]."""
+        rate = self.listener.sample_rate
+        sound = torch.from_numpy(resample(clip.numpy(), self.rate, rate))
+        size, hop = round(WINDOW * rate), round(HOP * rate)
+        windows = fit(sound, max(size, len(sound))).unfold(0, size, hop)
+        logits = torch.stack([found.logits for found in self.over_time(list(windows)) if found.logits is not None])
+        in_top = torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(TOP, 1).indices, True)
+        peaks = []
+        for concept in concepts:
+            own = self.classes[concept]
+            scores = logits[:, own].masked_fill(~in_top[:, own], -torch.inf).amax(1)
+            if scores.max() == -torch.inf:
+                return False, False
+            peaks.append(int(scores.argmax()))
+        return True, all(a < b for a, b in zip(peaks, peaks[1:], strict=False))
+
+
+@torch.inference_mode()
+def named(
+    model: str | Path, manifest: str | Path, *, extractor: str = "yamnet", concepts: Path | None = None, prompts: Path | None = None,
+    outputs: int = 1, steps: int = 1, candidates: int = 1, seed: int = 0, device: str | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Named:  # fmt: skip
+    """Tag `outputs` clips of each prompt, and up to RECORDINGS recordings of each concept: `manifest`'s whose captions hold its words.
+
+    concepts, prompts: tables in place of the package's. seed: of the first clip, the next ones count up. progress: told of clips made.
+    Raises InputError for tables that do not fit together, and for concepts that no recording has.
+    """
+    if outputs < 1:
+        raise InputError(f"outputs = {outputs}: must be 1 or more")
+    known = read_concepts(concepts)
+    asked = read_prompts(known, prompts)
+    known = {name: known[name] for name in dict.fromkeys(c for prompt in asked for c in prompt.concepts)}
+    clips = read_manifest(manifest)
+    having = {c.name: evenly([clip for clip in clips if names(clip.caption, c.words)], RECORDINGS) for c in known.values()}
+    if without := [name for name, found in having.items() if not found]:
+        raise InputError(f"{manifest}: no caption holds the words of {', '.join(without)}")
+    pipeline = MeanAudio.from_pretrained(model, device=device)
+    rate, seconds = pipeline.sample_rate, pipeline.config.seconds
+    tagger = _Tagger(make_listener(extractor, str(pipeline.device)), known, rate)
+    recorded = {name: tagger.top(_recordings(found, rate, seconds)) for name, found in having.items()}
+
+    texts = [prompt.text for prompt in asked for _ in range(outputs)]
+    made = []
+    for start in range(0, len(texts), CHUNK):
+        some = texts[start : start + CHUNK]
+        made.append(pipeline.generate(some, steps=steps, seed=seed + start, num_candidates=candidates).samples.float().cpu())
+        progress(len(some))
+    audio = torch.cat(made).unflatten(0, (len(asked), outputs))
+    heard = [tagger.top(clips) for clips in audio]
+
+    real = {name: _share(tagger, found, name) for name, found in recorded.items()}
+    able = [name for name, share in real.items() if share >= NAMEABLE]
+    shares = [{name: _share(tagger, found, name) for name in known} for found in heard]
+    kinds = ["all", *dict.fromkeys(prompt.kind for prompt in asked)]
+    of = {name: [k for k, prompt in enumerate(asked) if name in prompt.concepts] for name in known}
+    how = f"{len(asked)} prompts, {outputs} output(s) each, {steps} step(s)" + (f", the best of {candidates}" if candidates > 1 else "")
+    return Named(
+        f"{pipeline.name}: {how}, heard by {extractor.partition('=')[0]}",
+        {name: (share, len(having[name])) for name, share in real.items()},
+        {name: (_mean([shares[k][name] for k in places]), outputs * len(places)) for name, places in of.items()},
+        {kind: _rates(kind, asked, able, shares, recorded, real, tagger) for kind in kinds},
+        _orders(asked, audio, having, tagger, rate, seconds),
+    )
+
+
+def _recordings(clips: Sequence[Clip], rate: int, seconds: float) -> Tensor:
+    """[B, N]: what is not silent of each, cut or zero-padded."""
+    return torch.stack([fit(trim(load_audio(c.audio, rate, c.start, c.duration), rate, 50.0), round(seconds * rate)) for c in clips])
+
+
+def _share(tagger: _Tagger, found: Sequence[set[int]], concept: str) -> float:
+    return _mean([tagger.names(top, concept) for top in found])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _rates(
+    kind: str, asked: Sequence[Prompt], able: Sequence[str], shares: Sequence[Mapping[str, float]],
+    recorded: Mapping[str, list[set[int]]], real: Mapping[str, float], tagger: _Tagger,
+) -> Rates:  # fmt: skip
+    pairs = [(k, c) for k, prompt in enumerate(asked) if kind in ("all", prompt.kind) for c in prompt.concepts if c in able]
+    others = {c: _mean([shares[k][c] for k, prompt in enumerate(asked) if c not in prompt.concepts]) for c in able}
+    elsewhere = {c: _mean([_share(tagger, found, c) for name, found in recorded.items() if name != c]) for c in able}
+    return Rates(
+        len(pairs),
+        _mean([real[c] for _, c in pairs]),
+        _mean([shares[k][c] for k, c in pairs]),
+        _mean([others[c] for _, c in pairs]),
+        _mean([elsewhere[c] for _, c in pairs]),
+    )
+
+
+def _orders(
+    asked: Sequence[Prompt], audio: Tensor, having: Mapping[str, Sequence[Clip]], tagger: _Tagger, rate: int, seconds: float
+) -> dict[str, Order]:
+    """audio: [prompts, outputs, N]."""
+    places = [k for k, prompt in enumerate(asked) if prompt.kind == "sequence"]
+    if not places:
+        return {}
+    own, joined, others = [], [], []
+    for n, k in enumerate(places):
+        concepts = asked[k].concepts
+        own += [tagger.order(clip, concepts) for clip in audio[k]]
+        others += [tagger.order(clip, concepts) for clip in audio[places[(n + 1) % len(places)]]] if len(places) > 1 else []
+        parts = [_recordings(having[c][n % len(having[c]) :][:1], rate, seconds / len(concepts)) for c in concepts]
+        whole = torch.cat([limit_peak(match_level(part, LEVEL_DB, rate)) for part in parts], 1)
+        joined.append(tagger.order(whole[0], concepts))
+    rows = {"outputs": own, "recordings, joined": joined, "outputs of another": others}
+    return {name: Order(len(x), _mean([a for a, _ in x]), _mean([b for _, b in x])) for name, x in rows.items()}
