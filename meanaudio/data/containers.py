@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import lzma
+import shutil
 import struct
 import subprocess
 import tarfile
+import tempfile
 import wave
 import zipfile
 import zlib
@@ -25,6 +27,7 @@ Members = Iterator[tuple[str, bytes]]
 Reader = Callable[[bytes, str], Members]
 
 MAX_MEMBER = 1 << 29  # bytes: a small file that unpacks to more than this is an attack, not a sound set
+MAX_ZIP = 1 << 33  # of a zip in a package, which is put on disk
 MAX_ENTRIES = 1 << 17
 MAX_DEPTH = 32
 # zipfile checks little of what it reads: a wrong offset or method comes out as any of these
@@ -169,9 +172,13 @@ def read_wad(data: bytes, where: str) -> Members:
 
 
 def read_zip(data: bytes, where: str) -> Members:
-    """zip under any suffix (pk3, wz, whl): its sounds, containers and notices; the rest (maps, textures) is not unpacked, for time."""
+    """zip under any suffix (pk3, wz): its sounds, containers and notices; the rest (maps, textures) is not unpacked, for time."""
+    yield from _read_zip(io.BytesIO(data), where)
+
+
+def _read_zip(file: IO[bytes], where: str) -> Members:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 if info.is_dir() or not _wanted(info.filename):
                     continue
@@ -213,9 +220,13 @@ def _wanted(name: str) -> bool:
 
 
 def read_package(path: Path) -> Members:
-    """Sounds, containers and notices, but no links, of a package (.deb, .whl, .tgz or .tar.gz); streamed, nothing is unpacked to disk."""
+    """Sounds, containers and notices, but no links, of a package (.deb, .whl, .tgz or .tar.gz).
+
+    Streamed; only a .zip that a tar holds is put on disk, beside the package while it is read. Its members are named `PATH.zip/MEMBER`.
+    """
     if path.suffix in (".whl", ".zip"):
-        yield from read_zip(path.read_bytes(), str(path))
+        with path.open("rb") as file:
+            yield from _read_zip(file, str(path))
     elif path.suffix == ".deb":
         with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             assert process.stdout is not None
@@ -236,10 +247,18 @@ def _read_tar(file: IO[bytes], mode: Literal["r|", "r|gz"], path: Path) -> Membe
         with tarfile.open(fileobj=file, mode=mode) as archive:
             for info in archive:
                 name = info.name.removeprefix("./")
-                body = archive.extractfile(info) if info.isfile() and _wanted(name) else None
-                if body is not None:
-                    _need(info.size <= MAX_MEMBER, str(path), f"{name!r} unpacks to {info.size} bytes")
+                is_zip = PurePosixPath(name).suffix.lower() == ".zip"
+                body = archive.extractfile(info) if info.isfile() and (is_zip or _wanted(name)) else None
+                if body is None:
+                    continue
+                _need(info.size <= (MAX_ZIP if is_zip else MAX_MEMBER), str(path), f"{name!r} unpacks to {info.size} bytes")
+                if not is_zip:
                     yield _safe(name, str(path)), body.read()
+                    continue
+                with tempfile.TemporaryFile(dir=path.parent) as copy:
+                    shutil.copyfileobj(body, copy)
+                    for inner, data in _read_zip(copy, f"{path}: {name}"):
+                        yield _safe(f"{name}/{inner}", str(path)), data
     except InputError:
         raise
     except (tarfile.TarError, zlib.error, ValueError, EOFError, OSError) as error:

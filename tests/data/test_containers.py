@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meanaudio.data import containers
 from meanaudio.data.containers import C4_ENTRY, C4_HEADER, C4_TITLE, CONTAINERS, read_package
 from meanaudio.errors import InputError
 
@@ -187,6 +188,24 @@ def test_packages_give_sounds_and_notices_and_no_links(tmp_path):
         list(read_package(tmp_path / "p-2.tgz"))
     with pytest.raises(InputError, match="known are"):
         list(read_package(tmp_path / "p.rpm"))
+
+
+def test_a_zip_in_a_package_is_read_through(tmp_path, monkeypatch):
+    inner = make_zip([("audio/a.ogg", b"sound"), ("audio/LICENSE.txt", b"free"), ("map.xml", b"map")])
+    (tmp_path / "p-1.tgz").write_bytes(make_tar([("data/public.zip", inner), ("b.wav", b"other")], "w:gz"))
+    wanted = {"data/public.zip/audio/a.ogg": b"sound", "data/public.zip/audio/LICENSE.txt": b"free", "b.wav": b"other"}
+    assert dict(read_package(tmp_path / "p-1.tgz")) == wanted
+    assert [p.name for p in tmp_path.iterdir()] == ["p-1.tgz"]
+    monkeypatch.setattr(containers, "MAX_MEMBER", len(inner) - 1)  # the zip may be larger than its members
+    assert dict(read_package(tmp_path / "p-1.tgz")) == wanted
+    monkeypatch.setattr(containers, "MAX_ZIP", len(inner) - 1)
+    with pytest.raises(InputError, match="'data/public.zip' unpacks to"):
+        list(read_package(tmp_path / "p-1.tgz"))
+    monkeypatch.undo()
+    for name, data in (("p-2", b"PK no zip"), ("p-3", make_zip([("../a.wav", b"x")]))):
+        (tmp_path / f"{name}.tgz").write_bytes(make_tar([("public.zip", data)], "w:gz"))
+        with pytest.raises(InputError, match="public.zip: broken container"):
+            list(read_package(tmp_path / f"{name}.tgz"))
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
