@@ -18,6 +18,7 @@ def sounds(
         Optional[list[str]], typer.Option(help="Licence class to take; may be repeated. All but copyleft-software if left out.")
     ] = None,
     kind: Annotated[Optional[list[str]], typer.Option(help="Kind to take (sfx, vocal, instrument, ui, speech); may be repeated.")] = None,
+    without: Annotated[Optional[list[str]], typer.Option(help="Package to leave out, such as deb:0ad-data; may be repeated.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a package that cannot be had, or has changed.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -29,6 +30,7 @@ def sounds(
         cache,
         licences=set(licence) if licence else DEFAULT_LICENCES,
         kinds=set(kind) if kind else DEFAULT_KINDS,
+        without=without or (),
         strict=strict,
         progress=not quiet,
     )

