@@ -226,6 +226,33 @@ def evaluate_text(
     print(found.to_text())
 
 
+@app.command("evaluate-prompts")
+def evaluate_prompts(
+    manifest: Annotated[Path, typer.Argument(help="Manifest of recordings, of any split.")],
+    model: Model = DEFAULT_MODEL,
+    prompts: Annotated[Optional[Path], typer.Option(help="Table of prompt, kind, concepts; the package's if left out.")] = None,
+    concepts: Annotated[Optional[Path], typer.Option(help="Table of concept, words, classes; the package's if left out.")] = None,
+    extractor: Annotated[str, typer.Option("--extractor", "-e", help="NAME or NAME=weights of a tagger.")] = "yamnet",
+    outputs: Annotated[int, typer.Option(help="Clips a prompt.")] = 1,
+    steps: Annotated[int, typer.Option(help="Network evaluations a clip.")] = 1,
+    candidates: Annotated[int, typer.Option("--candidates", "-n", help="Drawn for each clip; the best by the scorer is taken.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first clip; clip k is drawn from seed + k.")] = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Ask whether a tagger names what prompts ask for, as often as in recordings, and in the order asked for."""
+    from tqdm import tqdm
+
+    from meanaudio.evaluation.named import named
+
+    with tqdm(unit="clip", disable=quiet) as bar:
+        found = named(
+            model, manifest, extractor=extractor, concepts=concepts, prompts=prompts, outputs=outputs, steps=steps, candidates=candidates,
+            seed=seed, device=device, progress=bar.update,
+        )  # fmt: skip
+    print(found.to_text())
+
+
 @app.command("benchmark-release")
 def benchmark_release(
     model: Annotated[str, typer.Argument(help="A converted release's name or folder.")],

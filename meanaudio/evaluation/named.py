@@ -159,14 +159,14 @@ class _Tagger:
         if unknown := sorted({c for concept in concepts.values() for c in concept.classes if c not in place}):
             raise InputError(f"no class of {listener.name} is called {', '.join(unknown)}")
         self.classes = {c.name: torch.tensor([place[name] for name in c.classes]) for c in concepts.values()}
-        self.listener, self.rate = listener, rate
+        self.listener, self.rate, self.most = listener, rate, min(TOP, len(place))
         self.over_time = Listener(listener.extractor, Hearing(noise_db=listener.hearing.noise_db))  # windows are not to be trimmed
 
     def top(self, audio: Tensor) -> list[set[int]]:
         """The TOP classes of each clip."""
         logits = listen(self.listener, audio, self.rate, level_db=LEVEL_DB).logits
         assert logits is not None
-        return [set(row) for row in logits.topk(TOP, 1).indices.tolist()]
+        return [set(row) for row in logits.topk(self.most, 1).indices.tolist()]
 
     def names(self, top: set[int], concept: str) -> bool:
         return not top.isdisjoint(self.classes[concept].tolist())
@@ -178,7 +178,7 @@ class _Tagger:
         size, hop = round(WINDOW * rate), round(HOP * rate)
         windows = fit(sound, max(size, len(sound))).unfold(0, size, hop)
         logits = torch.stack([found.logits for found in self.over_time(list(windows)) if found.logits is not None])
-        in_top = torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(TOP, 1).indices, True)
+        in_top = torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(self.most, 1).indices, True)
         peaks = []
         for concept in concepts:
             own = self.classes[concept]
@@ -198,7 +198,7 @@ def named(
     """Tag `outputs` clips of each prompt, and up to RECORDINGS recordings of each concept: `manifest`'s whose captions hold its words.
 
     concepts, prompts: tables in place of the package's. seed: of the first clip, the next ones count up. progress: told of clips made.
-    Raises InputError for tables that do not fit together, and for concepts that no recording has.
+    A concept without recordings counts as not nameable. Raises InputError for tables that do not fit together, and if none has any.
     """
     if outputs < 1:
         raise InputError(f"outputs = {outputs}: must be 1 or more")
@@ -207,12 +207,12 @@ def named(
     known = {name: known[name] for name in dict.fromkeys(c for prompt in asked for c in prompt.concepts)}
     clips = read_manifest(manifest)
     having = {c.name: evenly([clip for clip in clips if names(clip.caption, c.words)], RECORDINGS) for c in known.values()}
-    if without := [name for name, found in having.items() if not found]:
-        raise InputError(f"{manifest}: no caption holds the words of {', '.join(without)}")
+    if not any(having.values()):
+        raise InputError(f"{manifest}: no caption holds the words of any concept: {', '.join(known)}")
     pipeline = MeanAudio.from_pretrained(model, device=device)
     rate, seconds = pipeline.sample_rate, pipeline.config.seconds
     tagger = _Tagger(make_listener(extractor, str(pipeline.device)), known, rate)
-    recorded = {name: tagger.top(_recordings(found, rate, seconds)) for name, found in having.items()}
+    recorded = {name: tagger.top(_recordings(found, rate, seconds)) if found else [] for name, found in having.items()}
 
     texts = [prompt.text for prompt in asked for _ in range(outputs)]
     made = []
@@ -257,7 +257,7 @@ def _rates(
 ) -> Rates:  # fmt: skip
     pairs = [(k, c) for k, prompt in enumerate(asked) if kind in ("all", prompt.kind) for c in prompt.concepts if c in able]
     others = {c: _mean([shares[k][c] for k, prompt in enumerate(asked) if c not in prompt.concepts]) for c in able}
-    elsewhere = {c: _mean([_share(tagger, found, c) for name, found in recorded.items() if name != c]) for c in able}
+    elsewhere = {c: _mean([_share(tagger, found, c) for name, found in recorded.items() if found and name != c]) for c in able}
     return Rates(
         len(pairs),
         _mean([real[c] for _, c in pairs]),
@@ -279,8 +279,9 @@ def _orders(
         concepts = asked[k].concepts
         own += [tagger.order(clip, concepts) for clip in audio[k]]
         others += [tagger.order(clip, concepts) for clip in audio[places[(n + 1) % len(places)]]] if len(places) > 1 else []
-        parts = [_recordings(having[c][n % len(having[c]) :][:1], rate, seconds / len(concepts)) for c in concepts]
-        whole = torch.cat([limit_peak(match_level(part, LEVEL_DB, rate)) for part in parts], 1)
-        joined.append(tagger.order(whole[0], concepts))
+        if all(having[c] for c in concepts):
+            parts = [_recordings([having[c][n % len(having[c])]], rate, seconds / len(concepts)) for c in concepts]
+            whole = torch.cat([limit_peak(match_level(part, LEVEL_DB, rate)) for part in parts], 1)
+            joined.append(tagger.order(whole[0], concepts))
     rows = {"outputs": own, "recordings, joined": joined, "outputs of another": others}
     return {name: Order(len(x), _mean([a for a, _ in x]), _mean([b for _, b in x])) for name, x in rows.items()}
