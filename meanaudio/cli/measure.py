@@ -256,7 +256,7 @@ def evaluate_prompts(
 @app.command("benchmark-release")
 def benchmark_release(
     model: Annotated[str, typer.Argument(help="A converted release's name or folder.")],
-    rounds: Annotated[int, typer.Option(help="Rounds over all variants; the fastest counts.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Rounds over all variants; the median counts.")] = 3,
 ) -> None:
     """Measure a published model beside the same work in the public code's shape, on the CPU: times, memory, first sound, differences."""
     from meanaudio.evaluation.release_benchmark import release_benchmark

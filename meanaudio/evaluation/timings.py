@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -310,13 +311,15 @@ def read_earlier(path: Path) -> Earlier:
 
 
 def compare(report: Report, earlier: Earlier) -> str:
-    """Medians now over medians then, for every setting. Two runs agree where each median lies between p10 and p90 of the other."""
-    rows = [["setting", "median ms", "then", "ratio", "within p10-p90", "waited", "then"]]
+    """Medians now over medians then, for every setting. Two runs agree where these differ by no more than the two spreads together, as
+    independent errors add up: the root of the sum of their squares.
+    """
+    rows = [["setting", "median ms", "then", "ratio", "within spread", "waited", "then"]]
     for r in report.results:
         now, (then, waited) = r.end_to_end, earlier.times.get(r.setting, (None, None))
         cells = ["-", "-", "not measured then"]
         if then is not None:
-            agree = then.p10 <= now.median <= then.p90 and now.p10 <= then.median <= now.p90
+            agree = abs(now.median - then.median) <= math.hypot(now.spread * now.median, then.spread * then.median)
             cells = [f"{then.median * 1e3:.1f}", f"{now.median / then.median:.3f}", "yes" if agree else "no"]
         rows.append([str(r.setting), f"{now.median * 1e3:.1f}", *cells, *("-" if w is None else f"{w:.1%}" for w in (r.waited, waited))])
     return f"against {earlier.head}\n{_aligned(rows)}"
