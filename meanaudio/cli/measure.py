@@ -235,6 +235,7 @@ def evaluate_prompts(
     extractor: Annotated[str, typer.Option("--extractor", "-e", help="NAME or NAME=weights of a tagger.")] = "yamnet",
     outputs: Annotated[int, typer.Option(help="Clips a prompt.")] = 1,
     steps: Annotated[int, typer.Option(help="Network evaluations a clip.")] = 1,
+    guidance: Annotated[float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none.")] = 1.0,
     candidates: Annotated[int, typer.Option("--candidates", "-n", help="Drawn for each clip; the best by the scorer is taken.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the first clip; clip k is drawn from seed + k.")] = 0,
     device: Device = None,
@@ -247,8 +248,8 @@ def evaluate_prompts(
 
     with tqdm(unit="clip", disable=quiet) as bar:
         found = named(
-            model, manifest, extractor=extractor, concepts=concepts, prompts=prompts, outputs=outputs, steps=steps, candidates=candidates,
-            seed=seed, device=device, progress=bar.update,
+            model, manifest, extractor=extractor, concepts=concepts, prompts=prompts, outputs=outputs, steps=steps, guidance_scale=guidance,
+            candidates=candidates, seed=seed, device=device, progress=bar.update,
         )  # fmt: skip
     print(found.to_text())
 

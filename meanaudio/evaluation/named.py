@@ -2,8 +2,8 @@
 several sounds in one prompt, by the tagger over time.
 
 A concept is *named* in a sound where one of its classes is among the tagger's TOP. Recordings say which concepts that tagger can name at
-all, and how often: outputs are compared with them. Two controls are heard beside: outputs of prompts without the concept, and recordings
-of other concepts.
+all, and how often: outputs are compared with them, and with the same recordings through the codec, which no network on it is likely to
+beat. Two controls are heard beside: outputs of prompts without the concept, and recordings of other concepts.
 """
 
 from __future__ import annotations
@@ -92,13 +92,15 @@ def read_prompts(concepts: Mapping[str, Concept], path: Path | None = None) -> l
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of 0 to 1. recordings: mean, over what prompts name, of the concept's recordings that are named; outputs likewise.
+    """Shares of 0 to 1. recordings: mean, over what prompts name, of the concept's recordings that are named; coded: of these through the
+    codec; outputs likewise.
 
     other_outputs, other_recordings: named in outputs of prompts, and in recordings, that do not hold the concept. pairs: counted.
     """
 
     pairs: int
     recordings: float
+    coded: float
     outputs: float
     other_outputs: float
     other_recordings: float
@@ -115,7 +117,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Named:
-    """recorded: concept -> (share of its recordings in which it is named, their number); made: -> (share of its outputs, their number).
+    """recorded: concept -> (share of its recordings in which it is named, their number); coded: -> share of these through the codec;
+    made: -> (share of its outputs, their number).
 
     rates: by kind of prompt and of "all", nameable concepts only. order: of outputs, recordings (joined), others (other prompts' outputs);
     empty without sequences.
@@ -123,6 +126,7 @@ class Named:
 
     title: str
     recorded: dict[str, tuple[float, int]]
+    coded: dict[str, float]
     made: dict[str, tuple[float, int]]
     rates: dict[str, Rates]
     order: dict[str, Order]
@@ -132,20 +136,21 @@ class Named:
         lines = [
             self.title,
             f"{able} of {len(self.recorded)} concepts are named (class in the top {TOP}) in {NAMEABLE:.0%} or more of their recordings:",
-            f"{'prompts':<12}{'pairs':>7}{'recordings':>12}{'outputs':>9}{'ratio':>7}{'other outputs':>15}{'other recordings':>18}",
+            f"{'prompts':<12}{'pairs':>6}{'recordings':>12}{'codec':>8}{'outputs':>9}{'ratio':>7}{'other outputs':>14}{'other recordings':>17}",
         ]
         for kind, r in self.rates.items():
             ratio = f"{r.outputs / r.recordings:.0%}" if r.pairs else "-"
-            numbers = [f"{x:.1%}" for x in (r.recordings, r.outputs, r.other_outputs, r.other_recordings)]
-            lines.append(f"{kind:<12}{r.pairs:>7}{numbers[0]:>12}{numbers[1]:>9}{ratio:>7}{numbers[2]:>15}{numbers[3]:>18}")
+            shares = "".join(f"{x:>{width}.1%}" for x, width in ((r.recordings, 12), (r.coded, 8), (r.outputs, 9)))
+            lines.append(f"{kind:<12}{r.pairs:>6}{shares}{ratio:>7}{r.other_outputs:>14.1%}{r.other_recordings:>17.1%}")
         if self.order:
             lines += ["", f"{'sequences':<24}{'count':>7}{'all heard':>11}{'in order':>10}"]
             lines += [f"{name:<24}{o.count:>7}{o.heard:>11.1%}{o.ordered:>10.1%}" for name, o in self.order.items()]
-        lines += ["", f"{'concept':<24}{'recordings':>12}{'outputs':>12}"]
+        lines += ["", f"{'concept':<24}{'recordings':>12}{'codec':>8}{'outputs':>12}"]
         for name, (share, count) in sorted(self.recorded.items(), key=lambda entry: -entry[1][0]):
             made, outputs = self.made[name]
             cells = [f"{x:.0%} of {n}" if n else "none" for x, n in ((share, count), (made, outputs))]
-            lines.append(f"{name:<24}{cells[0]:>12}{cells[1]:>12}")
+            coded = f"{self.coded[name]:.0%}" if count else ""
+            lines.append(f"{name:<24}{cells[0]:>12}{coded:>8}{cells[1]:>12}")
         return "\n".join(lines)
 
 
@@ -192,7 +197,7 @@ class _Tagger:
 @torch.inference_mode()
 def named(
     model: str | Path, manifest: str | Path, *, extractor: str = "yamnet", concepts: Path | None = None, prompts: Path | None = None,
-    outputs: int = 1, steps: int = 1, candidates: int = 1, seed: int = 0, device: str | None = None,
+    outputs: int = 1, steps: int = 1, guidance_scale: float = 1.0, candidates: int = 1, seed: int = 0, device: str | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Named:  # fmt: skip
     """Tag `outputs` clips of each prompt, and up to RECORDINGS recordings of each concept: `manifest`'s whose captions hold its words.
@@ -205,35 +210,45 @@ def named(
     known = read_concepts(concepts)
     asked = read_prompts(known, prompts)
     known = {name: known[name] for name in dict.fromkeys(c for prompt in asked for c in prompt.concepts)}
-    clips = read_manifest(manifest)
-    having = {c.name: evenly([clip for clip in clips if names(clip.caption, c.words)], RECORDINGS) for c in known.values()}
+    rows = read_manifest(manifest)
+    having = {c.name: evenly([clip for clip in rows if names(clip.caption, c.words)], RECORDINGS) for c in known.values()}
     if not any(having.values()):
         raise InputError(f"{manifest}: no caption holds the words of any concept: {', '.join(known)}")
     pipeline = MeanAudio.from_pretrained(model, device=device)
     rate, seconds = pipeline.sample_rate, pipeline.config.seconds
     tagger = _Tagger(make_listener(extractor, str(pipeline.device)), known, rate)
-    recorded = {name: tagger.top(_recordings(found, rate, seconds)) if found else [] for name, found in having.items()}
+    recorded, coded = {}, {}
+    for name, found in having.items():
+        sounds = [_recordings(found, rate, seconds)] if found else []
+        recorded[name] = [top for audio in sounds for top in tagger.top(audio)]
+        through = [tagger.top(pipeline.codec.reconstruct(audio.to(pipeline.device))) for audio in sounds]
+        coded[name] = _share(tagger, [top for tops in through for top in tops], name)
 
     texts = [prompt.text for prompt in asked for _ in range(outputs)]
     made = []
     for start in range(0, len(texts), CHUNK):
         some = texts[start : start + CHUNK]
-        made.append(pipeline.generate(some, steps=steps, seed=seed + start, num_candidates=candidates).samples.float().cpu())
+        clips = pipeline.generate(some, steps=steps, seed=seed + start, guidance_scale=guidance_scale, num_candidates=candidates)
+        made.append(clips.samples.float().cpu())
         progress(len(some))
     audio = torch.cat(made).unflatten(0, (len(asked), outputs))
-    heard = [tagger.top(clips) for clips in audio]
+    heard = [tagger.top(each) for each in audio]
 
     real = {name: _share(tagger, found, name) for name, found in recorded.items()}
     able = [name for name, share in real.items() if share >= NAMEABLE]
     shares = [{name: _share(tagger, found, name) for name in known} for found in heard]
     kinds = ["all", *dict.fromkeys(prompt.kind for prompt in asked)]
     of = {name: [k for k, prompt in enumerate(asked) if name in prompt.concepts] for name in known}
-    how = f"{len(asked)} prompts, {outputs} output(s) each, {steps} step(s)" + (f", the best of {candidates}" if candidates > 1 else "")
+    how = f"{len(asked)} prompts, {outputs} output(s) each, {steps} step(s)" + (
+        f", guidance {guidance_scale:g}" if guidance_scale != 1 else ""
+    )
+    how += f", the best of {candidates}" if candidates > 1 else ""
     return Named(
         f"{pipeline.name}: {how}, heard by {extractor.partition('=')[0]}",
         {name: (share, len(having[name])) for name, share in real.items()},
+        coded,
         {name: (_mean([shares[k][name] for k in places]), outputs * len(places)) for name, places in of.items()},
-        {kind: _rates(kind, asked, able, shares, recorded, real, tagger) for kind in kinds},
+        {kind: _rates(kind, asked, able, shares, recorded, (real, coded), tagger) for kind in kinds},
         _orders(asked, audio, having, tagger, rate, seconds),
     )
 
@@ -253,14 +268,16 @@ def _mean(values: Sequence[float]) -> float:
 
 def _rates(
     kind: str, asked: Sequence[Prompt], able: Sequence[str], shares: Sequence[Mapping[str, float]],
-    recorded: Mapping[str, list[set[int]]], real: Mapping[str, float], tagger: _Tagger,
+    recorded: Mapping[str, list[set[int]]], heard: tuple[Mapping[str, float], Mapping[str, float]], tagger: _Tagger,
 ) -> Rates:  # fmt: skip
+    """heard: shares of recordings by concept, as they are and through the codec."""
     pairs = [(k, c) for k, prompt in enumerate(asked) if kind in ("all", prompt.kind) for c in prompt.concepts if c in able]
     others = {c: _mean([shares[k][c] for k, prompt in enumerate(asked) if c not in prompt.concepts]) for c in able}
     elsewhere = {c: _mean([_share(tagger, found, c) for name, found in recorded.items() if found and name != c]) for c in able}
     return Rates(
         len(pairs),
-        _mean([real[c] for _, c in pairs]),
+        _mean([heard[0][c] for _, c in pairs]),
+        _mean([heard[1][c] for _, c in pairs]),
         _mean([shares[k][c] for k, c in pairs]),
         _mean([others[c] for _, c in pairs]),
         _mean([elsewhere[c] for _, c in pairs]),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from meanaudio.audio import save_audio
+from meanaudio.codec.codec import Codec
 from meanaudio.errors import InputError
 from meanaudio.evaluation import extractors, named
 from meanaudio.evaluation.extractors import ClipFeatures
@@ -92,6 +93,7 @@ def test_outputs_like_recordings_are_named_as_often_and_in_order(ask):
     assert found.recorded == {"low": (1.0, 2), "high": (1.0, 2), "middle": (1.0, 2)}
     plain = found.rates["plain"]
     assert (plain.pairs, plain.recordings, plain.outputs, plain.other_recordings) == (2, 1.0, 1.0, 0.0)
+    assert 0 <= plain.coded <= 1 and found.coded.keys() == found.recorded.keys()
     assert found.rates["together"].outputs == 0.5  # the louder one alone is heard
     assert found.rates["all"].pairs == 2 + 2 + 3
     assert found.made["low"][1] == 2 * 3
@@ -99,6 +101,15 @@ def test_outputs_like_recordings_are_named_as_often_and_in_order(ask):
         assert (found.order[row].heard, found.order[row].ordered) == (1.0, 1.0)
     assert "4 prompts, 2 output(s) each" in found.title
     assert "sequences" in found.to_text() and "100% of 2" in found.to_text()
+
+
+def test_recordings_are_heard_through_the_codec_too(ask, monkeypatch):
+    """One that loses nothing, and one that loses all."""
+    for coded, share in ((lambda codec, audio: audio, 1.0), (lambda codec, audio: torch.zeros_like(audio), 0.0)):
+        monkeypatch.setattr(Codec, "reconstruct", coded)
+        found = ask(RIGHT)
+        assert found.rates["all"].coded == share and set(found.coded.values()) == {share}
+        assert found.rates["all"].recordings == 1.0
 
 
 def test_the_order_is_that_of_the_prompt(ask):
@@ -157,9 +168,9 @@ def test_the_packages_tables_cover_what_they_should():
 def test_the_verb(run, tiny_checkpoint, manifest, tables, fast_text, monkeypatch):
     monkeypatch.setitem(extractors.EXTRACTORS, "tones", Tones)
     shared = ("evaluate-prompts", manifest, "-m", tiny_checkpoint, "-e", "tones", "--device", "cpu", "--quiet")
-    code, out, err = run(*shared, "--concepts", tables["concepts"], "--prompts", tables["prompts"], "--steps", 2)
+    code, out, err = run(*shared, "--concepts", tables["concepts"], "--prompts", tables["prompts"], "--steps", 2, "-g", 2)
     assert code == 0, err
-    assert "2 step(s)" in out and "in order" in out
+    assert "2 step(s), guidance 2" in out and "in order" in out
     code, _, err = run(*shared, "--outputs", 0)
     assert code == 2 and "outputs = 0: must be 1 or more" in err
     code, _, err = run(*shared)
