@@ -136,12 +136,12 @@ class Named:
         lines = [
             self.title,
             f"{able} of {len(self.recorded)} concepts are named (class in the top {TOP}) in {NAMEABLE:.0%} or more of their recordings:",
-            f"{'prompts':<12}{'pairs':>6}{'recordings':>12}{'codec':>8}{'outputs':>9}{'ratio':>7}{'other outputs':>14}{'other recordings':>17}",
+            f"{'prompts':<12}{'pairs':>6}{'recordings':>12}{'codec':>8}{'outputs':>9}{'ratio':>7}  other outputs  other recordings",
         ]
         for kind, r in self.rates.items():
             ratio = f"{r.outputs / r.recordings:.0%}" if r.pairs else "-"
             shares = "".join(f"{x:>{width}.1%}" for x, width in ((r.recordings, 12), (r.coded, 8), (r.outputs, 9)))
-            lines.append(f"{kind:<12}{r.pairs:>6}{shares}{ratio:>7}{r.other_outputs:>14.1%}{r.other_recordings:>17.1%}")
+            lines.append(f"{kind:<12}{r.pairs:>6}{shares}{ratio:>7}{r.other_outputs:>15.1%}{r.other_recordings:>18.1%}")
         if self.order:
             lines += ["", f"{'sequences':<24}{'count':>7}{'all heard':>11}{'in order':>10}"]
             lines += [f"{name:<24}{o.count:>7}{o.heard:>11.1%}{o.ordered:>10.1%}" for name, o in self.order.items()]
