@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import numba
@@ -129,12 +130,16 @@ def _shared(x, added, total, out, length, alpha, inverse_beta, taps, threads):  
 shared = _compiled(_shared, parallel=True)
 
 
+one_at_a_time = Lock()  # where numba has no OpenMP, its own threads serve one caller only; a call takes all cores anyhow
+
+
 def snake(*arrays: Any, threads: int) -> None:
     """`arrays`: what _shared takes, but for the threads."""
-    before = numba.get_num_threads()
     threads = min(threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]  # set when it is imported
-    numba.set_num_threads(threads)
-    try:
-        shared(*arrays, threads)
-    finally:
-        numba.set_num_threads(before)
+    with one_at_a_time:
+        before = numba.get_num_threads()
+        numba.set_num_threads(threads)
+        try:
+            shared(*arrays, threads)
+        finally:
+            numba.set_num_threads(before)

@@ -1,5 +1,6 @@
 """BigVGAN: the official outputs, in both forms of its weights, and the filters' law."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,14 @@ def test_however_many_threads_share_the_rows(threads):
         torch.testing.assert_close(snake(x), expected, atol=0, rtol=0)
     finally:
         torch.set_num_threads(before)
+
+
+def test_callers_in_several_threads_get_their_own():
+    snake, inputs = random_snake(5).requires_grad_(False), [normals(1, 5, 3000, seed=k) for k in range(8)]
+    expected = [snake(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for made, right in zip(pool.map(snake, inputs), expected, strict=True):
+            torch.testing.assert_close(made, right, atol=0, rtol=0)
 
 
 def test_in_bfloat16_the_sound_stays_near(golden):
