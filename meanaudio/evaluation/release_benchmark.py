@@ -75,14 +75,13 @@ def in_public_shape(module: nn.Module) -> None:
 def run_variant(model: str, variant: str, repeats: int, audio_file: Path) -> dict[str, Any]:
     """In this process: load, make a first clip, then time `repeats` clips by stage. The clip is written to `audio_file` (.npy).
 
-    Returns seconds of each stage and of the whole (medians), of loading, up to the first sound, and peak resident bytes.
+    Returns seconds of each stage and of the whole (medians), up to the first sound, and peak resident bytes.
     """
     dtype, vocoder, public = VARIANTS[variant]
     began = time.perf_counter()
     pipeline = MeanAudio.from_pretrained(model, device="cpu", dtype=dtype, vocoder=vocoder)
     if public:
         in_public_shape(pipeline.codec.vocoder)
-    loaded = time.perf_counter() - began
     first = pipeline.generate(PROMPT, duration=DURATION, seed=0, level_db=None)
     first_sound = time.perf_counter() - began
     np.save(audio_file, first.samples[0].numpy())
@@ -107,7 +106,7 @@ def run_variant(model: str, variant: str, repeats: int, audio_file: Path) -> dic
         seconds[WHOLE].append(times[-1] - times[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
     medians = {stage: statistics.median(values) for stage, values in seconds.items()}
-    return {"seconds": medians, "loaded": loaded, "first_sound": first_sound, "peak": peak}
+    return {"seconds": medians, "first_sound": first_sound, "peak": peak}
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,6 @@ class ReleaseBenchmark:
 
     model: str
     threads: int
-    rounds: int
     runs: dict[str, list[dict[str, Any]]]
     error: dict[str, float]
 
@@ -133,7 +131,7 @@ class ReleaseBenchmark:
 
     def to_text(self) -> str:
         """A table for a reader."""
-        what = f"seconds, medians of {self.rounds} round(s), and the least and most of the whole"
+        what = f"seconds, medians of {len(self.runs[BASELINE])} round(s), and the least and most of the whole"
         head = f"{self.model}: {DURATION} s, one step, {self.threads} threads; {what}"
         titles = "".join(f"{name:>11}" for name in (*STAGES, WHOLE))
         lines = [head, f"{'':<24}{titles}{'from':>8}{'to':>7}{'faster':>9}{'1st sound':>11}{'peak GB':>9}{'difference':>12}"]
@@ -170,4 +168,4 @@ def release_benchmark(model: str | Path, *, rounds: int = 3, repeats: int = 2) -
                 if variant == BASELINE:
                     expected = clip
                 error[variant] = float(np.linalg.norm(clip - expected) / np.linalg.norm(expected))
-    return ReleaseBenchmark(str(model), torch.get_num_threads(), rounds, runs, error)
+    return ReleaseBenchmark(str(model), torch.get_num_threads(), runs, error)
