@@ -8,9 +8,9 @@ beat. Two controls are heard beside: outputs of prompts without the concept, and
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,15 +20,16 @@ from torch import Tensor
 from meanaudio.audio import fit, limit_peak, load_audio, match_level, resample
 from meanaudio.concepts import names
 from meanaudio.data.manifest import Clip, read_manifest
+from meanaudio.data.tables import read_rows
 from meanaudio.errors import InputError
 from meanaudio.evaluation.clips import evenly
 from meanaudio.evaluation.features import listen
 from meanaudio.evaluation.hearing import Hearing, Listener, make_listener, trim
+from meanaudio.evaluation.plan import GENERATED_LEVEL_DB
 from meanaudio.pipeline import MeanAudio
 
 TOP = 5
 NAMEABLE = 0.5  # share of its recordings in which a concept is named, from which on it counts
-LEVEL_DB = -18.0  # of every clip's loudest 400 ms, as outputs are brought to
 RECORDINGS = 20  # of a concept, at most
 WINDOW, HOP = 0.96, 0.48  # seconds: what the tagger hears at a time in a sequence
 CHUNK = 16  # clips at a time
@@ -54,13 +55,9 @@ class Prompt:
 
 
 def _rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    missing = [c for c in columns if not rows or rows[0].get(c) is None]
-    if missing:
-        raise InputError(
-            f"{path}: a tab-separated table with {', '.join(columns)} is wanted; it has no {', no '.join(missing)}, or no rows"
-        )
+    rows = [row for _, row in read_rows(path)]
+    if missing := [c for c in columns if not rows or rows[0].get(c) is None]:
+        raise InputError(f"{path}: a table with {', '.join(columns)} is wanted; it has no {', no '.join(missing)}, or no rows")
     return [[(row[c] or "").strip() for c in columns] for row in rows]
 
 
@@ -169,7 +166,7 @@ class _Tagger:
 
     def top(self, audio: Tensor) -> list[set[int]]:
         """The TOP classes of each clip."""
-        logits = listen(self.listener, audio, self.rate, level_db=LEVEL_DB).logits
+        logits = listen(self.listener, audio, self.rate, level_db=GENERATED_LEVEL_DB).logits
         assert logits is not None
         return [set(row) for row in logits.topk(self.most, 1).indices.tolist()]
 
@@ -191,7 +188,7 @@ class _Tagger:
             if scores.max() == -torch.inf:
                 return False, False
             peaks.append(int(scores.argmax()))
-        return True, all(a < b for a, b in zip(peaks, peaks[1:], strict=False))
+        return True, all(a < b for a, b in pairwise(peaks))
 
 
 @torch.inference_mode()
@@ -217,12 +214,12 @@ def named(
     pipeline = MeanAudio.from_pretrained(model, device=device)
     rate, seconds = pipeline.sample_rate, pipeline.config.seconds
     tagger = _Tagger(make_listener(extractor, str(pipeline.device)), known, rate)
-    recorded, coded = {}, {}
+    recorded, through = dict[str, list[set[int]]](), dict[str, list[set[int]]]()
     for name, found in having.items():
-        sounds = [_recordings(found, rate, seconds)] if found else []
-        recorded[name] = [top for audio in sounds for top in tagger.top(audio)]
-        through = [tagger.top(pipeline.codec.reconstruct(audio.to(pipeline.device))) for audio in sounds]
-        coded[name] = _share(tagger, [top for tops in through for top in tops], name)
+        if found:
+            sounds = _recordings(found, rate, seconds)
+            recorded[name] = tagger.top(sounds)
+            through[name] = tagger.top(pipeline.codec.reconstruct(sounds.to(pipeline.device)))
 
     texts = [prompt.text for prompt in asked for _ in range(outputs)]
     made = []
@@ -234,21 +231,28 @@ def named(
     audio = torch.cat(made).unflatten(0, (len(asked), outputs))
     heard = [tagger.top(each) for each in audio]
 
-    real = {name: _share(tagger, found, name) for name, found in recorded.items()}
-    able = [name for name, share in real.items() if share >= NAMEABLE]
+    real, coded = ({name: _share(tagger, tops.get(name, []), name) for name in known} for tops in (recorded, through))
     shares = [{name: _share(tagger, found, name) for name in known} for found in heard]
-    kinds = ["all", *dict.fromkeys(prompt.kind for prompt in asked)]
+    others = {c: _mean([shares[k][c] for k, prompt in enumerate(asked) if c not in prompt.concepts]) for c in known}
+    elsewhere = {c: _mean([_share(tagger, found, c) for name, found in recorded.items() if name != c]) for c in known}
+
+    def rates(kind: str) -> Rates:
+        chosen = [(k, prompt) for k, prompt in enumerate(asked) if kind in ("all", prompt.kind)]
+        pairs = [(k, c) for k, prompt in chosen for c in prompt.concepts if real[c] >= NAMEABLE]
+        own = _mean([shares[k][c] for k, c in pairs])
+        before, coded_too, other, chance = (_mean([share[c] for _, c in pairs]) for share in (real, coded, others, elsewhere))
+        return Rates(len(pairs), before, coded_too, own, other, chance)
+
     of = {name: [k for k, prompt in enumerate(asked) if name in prompt.concepts] for name in known}
-    how = f"{len(asked)} prompts, {outputs} output(s) each, {steps} step(s)" + (
-        f", guidance {guidance_scale:g}" if guidance_scale != 1 else ""
-    )
+    how = f"{len(asked)} prompts, {outputs} output(s) each, {steps} step(s)"
+    how += f", guidance {guidance_scale:g}" if guidance_scale != 1 else ""
     how += f", the best of {candidates}" if candidates > 1 else ""
     return Named(
         f"{pipeline.name}: {how}, heard by {extractor.partition('=')[0]}",
         {name: (share, len(having[name])) for name, share in real.items()},
         coded,
         {name: (_mean([shares[k][name] for k in places]), outputs * len(places)) for name, places in of.items()},
-        {kind: _rates(kind, asked, able, shares, recorded, (real, coded), tagger) for kind in kinds},
+        {kind: rates(kind) for kind in ("all", *dict.fromkeys(prompt.kind for prompt in asked))},
         _orders(asked, audio, having, tagger, rate, seconds),
     )
 
@@ -266,24 +270,6 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _rates(
-    kind: str, asked: Sequence[Prompt], able: Sequence[str], shares: Sequence[Mapping[str, float]],
-    recorded: Mapping[str, list[set[int]]], heard: tuple[Mapping[str, float], Mapping[str, float]], tagger: _Tagger,
-) -> Rates:  # fmt: skip
-    """heard: shares of recordings by concept, as they are and through the codec."""
-    pairs = [(k, c) for k, prompt in enumerate(asked) if kind in ("all", prompt.kind) for c in prompt.concepts if c in able]
-    others = {c: _mean([shares[k][c] for k, prompt in enumerate(asked) if c not in prompt.concepts]) for c in able}
-    elsewhere = {c: _mean([_share(tagger, found, c) for name, found in recorded.items() if found and name != c]) for c in able}
-    return Rates(
-        len(pairs),
-        _mean([heard[0][c] for _, c in pairs]),
-        _mean([heard[1][c] for _, c in pairs]),
-        _mean([shares[k][c] for k, c in pairs]),
-        _mean([others[c] for _, c in pairs]),
-        _mean([elsewhere[c] for _, c in pairs]),
-    )
-
-
 def _orders(
     asked: Sequence[Prompt], audio: Tensor, having: Mapping[str, Sequence[Clip]], tagger: _Tagger, rate: int, seconds: float
 ) -> dict[str, Order]:
@@ -298,7 +284,7 @@ def _orders(
         others += [tagger.order(clip, concepts) for clip in audio[places[(n + 1) % len(places)]]] if len(places) > 1 else []
         if all(having[c] for c in concepts):
             parts = [_recordings([having[c][n % len(having[c])]], rate, seconds / len(concepts)) for c in concepts]
-            whole = torch.cat([limit_peak(match_level(part, LEVEL_DB, rate)) for part in parts], 1)
+            whole = torch.cat([limit_peak(match_level(part, GENERATED_LEVEL_DB, rate)) for part in parts], 1)
             joined.append(tagger.order(whole[0], concepts))
     rows = {"outputs": own, "recordings, joined": joined, "outputs of another": others}
     return {name: Order(len(x), _mean([a for a, _ in x]), _mean([b for _, b in x])) for name, x in rows.items()}

@@ -21,13 +21,13 @@ from meanaudio.evaluation.hearing import make_listener
 from meanaudio.evaluation.latents import summary
 from meanaudio.evaluation.metrics import cosine_distances
 from meanaudio.evaluation.outputs import check_options
+from meanaudio.evaluation.plan import GENERATED_LEVEL_DB
 from meanaudio.models.tagger import load_tagger
 from meanaudio.pipeline import MeanAudio
 from meanaudio.ranking import best_of, candidate_seeds, check_candidates
 from meanaudio.steering import codec_names
 
 LATENTS = "latents"
-LEVEL_DB = -18.0  # of every clip's loudest 400 ms, as outputs are brought to
 CHUNK = 32  # outputs at a time
 
 
@@ -122,7 +122,7 @@ class KnownCaptions:
         """Rows [B, D] by who compares; sound() -> [B, N] is asked for if somebody listens."""
         found = {LATENTS: summary(latents).cpu()}
         if self.listener is not None:
-            heard = listen(self.listener, sound(), self.rate, level_db=LEVEL_DB).embeddings
+            heard = listen(self.listener, sound(), self.rate, level_db=GENERATED_LEVEL_DB).embeddings
             found[self.listener.name] = torch.nn.functional.normalize(heard, dim=1)
         return found
 

@@ -20,7 +20,8 @@ from meanaudio.evaluation import metrics
 from meanaudio.evaluation.features import Features, compare_heard, listen
 from meanaudio.evaluation.hearing import make_listener
 from meanaudio.evaluation.latents import held_out_distance
-from meanaudio.evaluation.text_match import LATENTS, LEVEL_DB, Agreement, KnownCaptions
+from meanaudio.evaluation.plan import GENERATED_LEVEL_DB
+from meanaudio.evaluation.text_match import LATENTS, Agreement, KnownCaptions
 from meanaudio.pipeline import MeanAudio, read_checkpoint_config
 from meanaudio.study.plan import Run
 from meanaudio.training.generator import CHUNK
@@ -71,7 +72,7 @@ class Judge:
         return torch.stack([item.audio for item in found])
 
     def _hear(self, audio: Tensor, rate: int) -> Features:
-        return listen(self.listener, audio, rate, level_db=LEVEL_DB)
+        return listen(self.listener, audio, rate, level_db=GENERATED_LEVEL_DB)
 
     @cached_property
     def heard(self) -> Features:
