@@ -352,13 +352,14 @@ class MixedDataConfig(Config):
 
 
 class LoadingConfig(Config):
-    """How batches of the generator are brought in; nothing here changes what is computed.
+    """How batches are brought in; nothing here changes what is computed.
 
-    ahead: batches made ready while others are trained on. threads: files read at once, where training reads sound.
-    cache: folder for copies of shards that lie behind a URL.
+    ahead: batches made ready while others are trained on. readers: threads that make them ready, each a batch of its own; a GPU may need
+    several. threads: files read at once, where the generator's training reads sound. cache: folder for copies of shards behind a URL.
     """
 
     ahead: int = Field(2, ge=0)
+    readers: int = Field(1, gt=0)
     threads: int = Field(4, gt=0)
     cache: str = "~/.cache/meanaudio/shards"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +18,13 @@ from meanaudio.codec.losses import Discriminator, ReconstructionLoss, discrimina
 from meanaudio.codec.mel import LogMel
 from meanaudio.codec.vae import MelVAE
 from meanaudio.config import CodecConfig, TrainConfig
+from meanaudio.data.prefetch import Prefetcher
 from meanaudio.errors import InputError
 from meanaudio.plots import save_mels, save_spectrograms
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.training.loop import Update
 from meanaudio.training.windows import WindowSampler, load_sounds
+from meanaudio.types import send
 
 HELD_OUT_ROWS = 48
 HELD_OUT_SEED = 20_000
@@ -57,11 +60,14 @@ class _CodecTask:
         self.sampler = WindowSampler(load_sounds(Path(config.data), ["train"], rate), num_samples, config.loop.seed)
         held_out = WindowSampler(load_sounds(Path(config.data), ["val", "test"], rate), num_samples, HELD_OUT_SEED, augment=False)
         self.held_out, _ = held_out.batch(0, HELD_OUT_ROWS)
+        loading, loop = config.loading, config.loop
+        draw = partial(self.sampler.batch, rows=loop.batch_size)
+        self.batches = Prefetcher(draw, ahead=loading.ahead, threads=loading.readers, stop=loop.steps)
 
     def batch(self, step: int) -> tuple[Tensor, list[str]]:
         """Windows [B, N] of batch number `step` and their ids."""
-        audio, ids = self.sampler.batch(step, self.config.loop.batch_size)
-        return audio.to(self.device), ids
+        audio, ids = self.batches(step)
+        return send(audio, self.device), ids
 
     def generator(self, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.config.loop.seed * 1_000_003 + step)

@@ -62,8 +62,8 @@ class GeneratorTask:
         if len(self.held_out) < distributed.size():
             raise InputError(f"{config.data}: {len(self.held_out)} held-out items are fewer than the {distributed.size()} processes")
         self._check_widths()
-        self.order = self.train.order(config.loop.seed)
-        self.batches = Prefetcher(self.prepare_batch, ahead=config.loading.ahead, stop=config.loop.steps)
+        self.order, loading = self.train.order(config.loop.seed), config.loading
+        self.batches = Prefetcher(self.prepare_batch, ahead=loading.ahead, threads=loading.readers, stop=config.loop.steps)
         statistics = self.train.statistics
         self.mean, self.std = statistics.mean.to(self.device), statistics.std.to(self.device)
         network = self.blank()

@@ -6,7 +6,7 @@ import torch
 from fakes import TINY_CODEC
 
 from meanaudio.codec.codec import load_codec, load_vae
-from meanaudio.config import LoopConfig, OptimConfig, TrainConfig, VAETrainConfig, VocoderTrainConfig
+from meanaudio.config import LoadingConfig, LoopConfig, OptimConfig, TrainConfig, VAETrainConfig, VocoderTrainConfig
 from meanaudio.errors import InputError
 from meanaudio.evaluation.codec import evaluate_codec
 from meanaudio.training.codec import VAETask, VocoderTask
@@ -49,6 +49,15 @@ def test_windows_depend_on_seed_and_step_alone():
         assert a.shape == (16, 1000) and a.dtype == torch.float32 and a.abs().max() <= PEAK + 1e-6
     assert not torch.equal(first.batch(0, 16)[0], first.batch(1, 16)[0])
     assert not torch.equal(first.batch(0, 16)[0], WindowSampler(sounds, 1000, seed=2).batch(0, 16)[0])
+
+
+def test_windows_made_ahead_are_those_asked_for(tiny_manifest, quick):
+    made = [
+        [VAETask(config("vae", tiny_manifest, loading=loading), torch.device("cpu")).batch(step) for step in (0, 1, 3)]
+        for loading in (LoadingConfig(ahead=0), LoadingConfig(ahead=4, readers=3))
+    ]
+    for (a, ids), (b, other_ids) in zip(*made, strict=True):
+        assert torch.equal(a, b) and ids == other_ids
 
 
 @pytest.mark.parametrize("task", ["vae", "vocoder"])
