@@ -37,7 +37,7 @@ def config(tmp_path, fast_text) -> TrainConfig:
 
 
 def test_mixed_raw_and_prepared_items_are_trained_on_and_resumed_exactly(config, tmp_path):
-    """6 + 4 steps enter the mixture's order and both sets' epochs in the middle; nothing made ahead, or much at once, gives the same weights."""
+    """6 + 4 steps enter the mixture's order and both sets' epochs in the middle; batches made ahead, several at once, change no weight."""
     run(config, tmp_path / "whole")
     run(config, tmp_path / "parts", until=6)
     run(config, tmp_path / "parts")
