@@ -37,6 +37,13 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
         beside.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove files that killed processes had begun beside their place, in `folder` and below. Nobody may be writing there."""
+    for part in folder.rglob(".*.part*"):
+        if not part.is_dir():
+            part.unlink(missing_ok=True)
+
+
 def link_file(source: Path, target: Path) -> None:
     """`target` becomes another name of the file `source`, or, where the disk has no such thing, a copy of it."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from meanaudio.checkpoint import file_hash, read_json, require_space, write_json
+from meanaudio.checkpoint import file_hash, read_json, remove_unfinished, require_space, write_json
 from meanaudio.codec.codec import VAE_FILE, Codec
 from meanaudio.config import SceneConfig, TextConfig, WindowConfig
 from meanaudio.data.extract import encode_audio, encode_text
@@ -245,8 +245,7 @@ class _Job:
         except FileNotFoundError:  # another worker, with the index written, has tidied up
             if not (self.out / INDEX).exists():
                 raise
-        for part in self.out.glob(".*.part"):  # of processes that were killed
-            part.unlink(missing_ok=True)
+        remove_unfinished(self.out)
         return Prepared(self.out, self.worker, self.shards, 0, len(self.items) - len(self.left_out), self.left_out)
 
 

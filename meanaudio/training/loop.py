@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from meanaudio import distributed
-from meanaudio.checkpoint import read_json, require_space, write_json
+from meanaudio.checkpoint import read_json, remove_unfinished, require_space, write_json
 from meanaudio.config import OptimConfig, TrainConfig
 from meanaudio.errors import InputError, TrainingDiverged
 from meanaudio.training.ema import PowerEMA
@@ -210,6 +210,7 @@ class Loop:
             count = min(count, int((limit - needed) / per_snapshot))
         if distributed.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(self.folder)
             if find_training_state(self.folder) is None:
                 require_space(self.folder, needed + count * per_snapshot)
         distributed.barrier()

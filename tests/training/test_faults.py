@@ -88,6 +88,29 @@ def test_a_kill_while_states_change_places_leaves_one(config, tmp_path, number, 
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def run_and_die_at_replace(name: str, config, folder: Path) -> None:
+    """`run`, killed when a file of this name is written and not yet in its place."""
+    replace = os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        if Path(target).match(name):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = watched
+    run(config, folder)
+
+
+@pytest.mark.parametrize("name", ["snapshots/*", "best/best.json", "export/network.safetensors"])
+def test_what_a_killed_process_had_begun_to_write_is_gone_when_the_next_ends(config, tmp_path, name):
+    assert outcomes(start(run, config, tmp_path / "whole")) == [None]
+    assert outcomes(start(run_and_die_at_replace, name, config, tmp_path / "run")) == [-signal.SIGKILL]
+    [left] = (tmp_path / "run").rglob(".*.part")
+    assert outcomes(start(run, config, tmp_path / "run")) == [None]
+    assert not left.exists()
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def load_facts(state):
     from meanaudio.checkpoint import read_json
 
