@@ -497,6 +497,13 @@ class TrainConfig(Config):
     encode_text: bool = Field(False, description="encode captions while training, in place of stored text features")
     init_from: str | None = Field(None, description="folder of a checkpoint (VAE, vocoder: of a codec) whose weights are continued")
     seconds: float = Field(5.12, gt=0, description="length of a generator's training window")
+    latent_gain: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="generator: power of a latent channel's effect on the mel that the network sees as its deviation; "
+        "if left out, as init_from has it, or 1 for every channel (the paper)",
+    )
     codec: CodecConfig = CodecConfig()
     windows: WindowConfig = WindowConfig()
     scenes: SceneConfig = SceneConfig()
@@ -532,6 +539,8 @@ class TrainConfig(Config):
     def _adapters_have_a_base(self):
         if self.lora is not None and (self.task != "generator" or self.init_from is None):
             raise ValueError("lora adapts the network of a checkpoint: it needs task generator and init_from, the checkpoint's folder")
+        if self.lora is not None and self.latent_gain is not None:
+            raise ValueError("lora adapts a network as it is, with its normalisation of latents: latent_gain must be left out")
         return self
 
     @model_validator(mode="after")

@@ -103,6 +103,13 @@ class Transformer(nn.Module):
         if self.out.bias is not None:
             nn.init.zeros_(self.out.bias)
 
+    @torch.no_grad()
+    def rescale(self, factor: Tensor) -> None:
+        """Become the network that takes and gives each latent channel multiplied by factor [C]."""
+        self.audio_in[0].weight.div_(factor[:, None])
+        self.out.weight.mul_(factor[:, None, None])
+        self.out.bias.mul_(factor)
+
     def condition(self, text: TextFeatures) -> Condition:
         """Project text features once; the result serves every (z, t, r). Raises InputError on other feature widths."""
         found, wanted = (text.sequence.shape[-1], text.pooled.shape[-1]), (self.sequence_dim, self.pooled_dim)

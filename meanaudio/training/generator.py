@@ -14,7 +14,8 @@ from torch import nn
 from meanaudio import distributed
 from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import link_file, load_into, load_weights, save_weights, write_beside, write_json
-from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
+from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, load_vae, read_codec_config
+from meanaudio.codec.gain import latent_gain
 from meanaudio.config import DISTILLED, CheckpointConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
 from meanaudio.data.sources import open_datasets
@@ -41,6 +42,7 @@ from meanaudio.types import Draws, LatentBatch, send
 # A network with the second interval starts as the function that one with the first was.
 SAME_AT_FIRST = {("none", "relative"), ("none", "decoupled")}
 SAMPLES = 6  # clips written at each evaluation
+GAIN_ITEMS = 64  # that the effects of latent channels are measured on
 HELD_OUT = 256  # items the held-out numbers are computed over
 
 
@@ -65,7 +67,7 @@ class GeneratorTask:
         self.order, loading = self.train.order(config.loop.seed), config.loading
         self.batches = Prefetcher(self.prepare_batch, ahead=loading.ahead, threads=loading.readers, stop=config.loop.steps)
         statistics = self.train.statistics
-        self.mean, self.std = statistics.mean.to(self.device), statistics.std.to(self.device)
+        self.mean, self.std = statistics.mean.to(self.device), (statistics.std / self._deviations()).to(self.device)
         network = self.blank()
         if config.init_from is not None:
             self._continue_from(network, Path(config.init_from))
@@ -88,6 +90,15 @@ class GeneratorTask:
                 add_adapters(network, self.config.lora)
             return network.to(self.device)
 
+    def _deviations(self) -> torch.Tensor:
+        """Of the latent channels as the network sees them, [C]."""
+        std, power = self.train.statistics.std, self.config.latent_gain
+        if not power:
+            return torch.ones_like(std)
+        vae, _ = load_vae(Path(self.config.codec_from or ""))
+        items = self.train.batch(range(min(len(self.train), GAIN_ITEMS)))
+        return latent_gain(vae, items.mean, std) ** power
+
     def _check_widths(self) -> None:
         config = self.config
         null = self.train.null_text
@@ -100,6 +111,8 @@ class GeneratorTask:
         """Weights of an earlier stage, and the normalisation it was trained with, whatever the statistics of this run's data are.
 
         Branches that start at zero may be new, everything else must fit. With adapters nothing but these may be new.
+        With `latent_gain` the normalisation is new too. The network is then another function, which begins where its first layer sees,
+        and its last one predicts, the variance that it is used to: 1 + s^2 in a channel of deviation s (twice that of z at t = 1/2; that of v).
         """
         found, config = read_checkpoint_config(folder), self.config
         if self.train.index["codec_hash"] not in codec_names(folder, found):
@@ -119,7 +132,12 @@ class GeneratorTask:
         own = {k: v for k, v in network.state_dict().items() if k.split(".")[0] in silent}
         new = own if config.lora is None else adapter_state(network)
         load_into(network, {**{k: v for k, v in new.items() if k not in state}, **state}, folder / NETWORK_FILE)
-        self.mean, self.std = (torch.tensor(values, device=self.device) for values in (found.latent_mean, found.latent_std))
+        mean, std = (torch.tensor(values, device=self.device) for values in (found.latent_mean, found.latent_std))
+        if config.latent_gain is not None:
+            deviations = self.train.statistics.std.to(self.device)
+            network.rescale(((1 + (deviations / self.std) ** 2) / (1 + (deviations / std) ** 2)).sqrt())
+            std = self.std
+        self.mean, self.std = mean, std
 
     def _teacher(self) -> Transformer | None:
         """The frozen network that a distillation learns from. Raises InputError if it cannot teach this run's network."""

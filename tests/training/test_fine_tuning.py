@@ -105,6 +105,8 @@ def test_adapters_ask_for_a_base_that_fits_as_it_is(config, tmp_path):
         changed(config, init_from=None)
     with pytest.raises(InputError, match="task generator"):
         changed(config, task="vae")
+    with pytest.raises(InputError, match="latent_gain must be left out"):
+        changed(config, latent_gain=0.5)
     with pytest.raises(InputError, match=r"lora\.rank"):
         changed(config, lora={"rank": 0})
     with pytest.raises(InputError, match=r"lora\.targets"):

@@ -7,16 +7,17 @@ import signal
 
 import pytest
 import torch
-from fakes import LATENT_DIM, fill, random_text, tiny_network
+from fakes import LATENT_DIM, fill, normals, random_text, tiny_network
 from runs import assert_same_run, rows, state_of, step_of, tiny_run, with_loop
 
 from meanaudio.audio import save_audio
 from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
-from meanaudio.codec.codec import VAE_FILE
+from meanaudio.codec.codec import VAE_FILE, load_vae
+from meanaudio.codec.gain import latent_gain
 from meanaudio.config import LoadingConfig, LoopConfig, ObjectiveConfig, OptimConfig, TextConfig, TrainConfig
 from meanaudio.errors import InputError, TrainingDiverged
 from meanaudio.objectives import Objective
-from meanaudio.pipeline import MeanAudio
+from meanaudio.pipeline import MeanAudio, read_checkpoint_config
 from meanaudio.plots import save_spectrogram
 from meanaudio.training.ema import PowerEMA, gamma_of
 from meanaudio.training.generator import GeneratorTask
@@ -284,6 +285,36 @@ def test_the_export_is_the_average_and_is_a_checkpoint(config, tmp_path, tiny_ch
     assert torch.equal(model.mean, statistics.mean)
     assert torch.equal(model.std, statistics.std)
     assert model.sample_latents(random_text([3]), [0], 16).shape == (1, 16, LATENT_DIM)
+
+
+def test_channels_may_have_the_deviation_that_they_are_worth(config, tmp_path):
+    """`latent_gain`: what counts more in the mel is told to the network more precisely; the export says so."""
+    weighted = config.model_copy(update={"latent_gain": 0.5})
+    task = GeneratorTask(weighted)
+    x = torch.cat([task.draw(step)[1] for step in range(4)])
+    vae, _ = load_vae(tmp_path / "codec")
+    statistics = task.train.statistics
+    gain = latent_gain(vae, task.train.batch(range(min(64, len(task.train)))).mean, statistics.std)
+    torch.testing.assert_close(statistics.std / task.std, gain.sqrt())
+    plain = torch.cat([GeneratorTask(config).draw(step)[1] for step in range(4)])
+    torch.testing.assert_close(x, plain * gain.sqrt())
+    loop_of(weighted, tmp_path / "run").run(until=2, progress_bar=False)
+    assert read_checkpoint_config(tmp_path / "run" / "export").latent_std == tuple(task.std.tolist())
+
+
+def test_a_continued_network_begins_with_the_variance_that_it_is_used_to(config, tmp_path):
+    loop_of(config, tmp_path / "first").run(until=2, progress_bar=False)
+    later = config.model_copy(update={"init_from": str(tmp_path / "first" / "export")})
+    same, weighted = GeneratorTask(later), GeneratorTask(later.model_copy(update={"latent_gain": 1.0}))
+    unit = GeneratorTask(later.model_copy(update={"latent_gain": 0.0}))  # what the checkpoint has
+    before, after = same.networks["network"], weighted.networks["network"]
+    assert all(torch.equal(value, unit.networks["network"].state_dict()[key]) for key, value in before.state_dict().items())
+    factor = ((1 + (same.std / weighted.std) ** 2) / 2).sqrt()
+    z = normals(2, 8, LATENT_DIM)
+    with torch.no_grad():
+        torch.testing.assert_close(after.audio_in[0](z * factor), before.audio_in[0](z))
+        hidden = normals(2, 8, 32)
+        torch.testing.assert_close(after.out(hidden), before.out(hidden) * factor)
 
 
 def test_a_run_continues_from_a_checkpoints_weights(config, tmp_path):
