@@ -106,9 +106,11 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
         """Become the network that takes and gives each latent channel multiplied by factor [C]."""
-        self.audio_in[0].weight.div_(factor[:, None])
-        self.out.weight.mul_(factor[:, None, None])
-        self.out.bias.mul_(factor)
+        first, last = self.audio_in[0], self.out
+        assert isinstance(first, SequenceConv) and last.bias is not None
+        first.weight.div_(factor[:, None])
+        last.weight.mul_(factor[:, None, None])
+        last.bias.mul_(factor)
 
     def condition(self, text: TextFeatures) -> Condition:
         """Project text features once; the result serves every (z, t, r). Raises InputError on other feature widths."""

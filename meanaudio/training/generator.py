@@ -111,8 +111,8 @@ class GeneratorTask:
         """Weights of an earlier stage, and the normalisation it was trained with, whatever the statistics of this run's data are.
 
         Branches that start at zero may be new, everything else must fit. With adapters nothing but these may be new.
-        With `latent_gain` the normalisation is new too. The network is then another function, which begins where its first layer sees,
-        and its last one predicts, the variance that it is used to: 1 + s^2 in a channel of deviation s (twice that of z at t = 1/2; that of v).
+        With `latent_gain` the normalisation is new too, and the network another function: it begins with layers that see, and predict,
+        the variance they are used to, 1 + s^2 in a channel of deviation s (that of v, and four times that of z at t = 1/2).
         """
         found, config = read_checkpoint_config(folder), self.config
         if self.train.index["codec_hash"] not in codec_names(folder, found):
@@ -135,7 +135,7 @@ class GeneratorTask:
         mean, std = (torch.tensor(values, device=self.device) for values in (found.latent_mean, found.latent_std))
         if config.latent_gain is not None:
             deviations = self.train.statistics.std.to(self.device)
-            network.rescale(((1 + (deviations / self.std) ** 2) / (1 + (deviations / std) ** 2)).sqrt())
+            network.rescale(torch.sqrt((1 + (deviations / self.std) ** 2) / (1 + (deviations / std) ** 2)))
             std = self.std
         self.mean, self.std = mean, std
 
