@@ -107,7 +107,7 @@ class GeneratorTask:
         if widths != wanted:
             raise InputError(f"{self.train.name}: items are {widths} wide (latents, sequence, pooled), the network takes {wanted}")
 
-    def _continue_from(self, network: nn.Module, folder: Path) -> None:
+    def _continue_from(self, network: Transformer, folder: Path) -> None:
         """Weights of an earlier stage, and the normalisation it was trained with, whatever the statistics of this run's data are.
 
         Branches that start at zero may be new, everything else must fit. With adapters nothing but these may be new.
