@@ -501,7 +501,7 @@ class TrainConfig(Config):
         None,
         ge=0,
         le=1,
-        description="generator: power of a latent channel's effect on the mel that the network sees as its deviation; "
+        description="all but codecs: power of a latent channel's effect on the mel that the network sees as its deviation; "
         "if left out, as init_from has it, or 1 for every channel (the paper)",
     )
     codec: CodecConfig = CodecConfig()
@@ -533,6 +533,12 @@ class TrainConfig(Config):
     def _has_what_is_continued(self):
         if self.init_from is not None and self.task not in CONTINUED:
             raise ValueError(f"init_from continues the weights of {', '.join(CONTINUED)}: task {self.task} begins anew")
+        return self
+
+    @model_validator(mode="after")
+    def _gains_have_a_codec(self):
+        if self.latent_gain and (self.codec_from is None or self.task in ("vae", "vocoder")):
+            raise ValueError("latent_gain is for networks that see latents, and needs codec_from, a folder with the VAE they come from")
         return self
 
     @model_validator(mode="after")

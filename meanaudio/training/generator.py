@@ -14,8 +14,7 @@ from torch import nn
 from meanaudio import distributed
 from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import link_file, load_into, load_weights, save_weights, write_beside, write_json
-from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, load_vae, read_codec_config
-from meanaudio.codec.gain import latent_gain
+from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
 from meanaudio.config import DISTILLED, CheckpointConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
 from meanaudio.data.sources import open_datasets
@@ -33,6 +32,7 @@ from meanaudio.precision import DTYPES, computing_in
 from meanaudio.sampling import integrate, per_sample_noise, uniform_times
 from meanaudio.steering import check_same_latents, codec_names
 from meanaudio.text import IN_CHECKPOINT, clap, flan_t5
+from meanaudio.training.channels import latent_scale
 from meanaudio.training.log import mean_numbers
 from meanaudio.training.loop import Update
 from meanaudio.training.parallel import LossModule, compile_blocks, forward_pass, spread
@@ -42,7 +42,6 @@ from meanaudio.types import Draws, LatentBatch, send
 # A network with the second interval starts as the function that one with the first was.
 SAME_AT_FIRST = {("none", "relative"), ("none", "decoupled")}
 SAMPLES = 6  # clips written at each evaluation
-GAIN_ITEMS = 64  # that the effects of latent channels are measured on
 HELD_OUT = 256  # items the held-out numbers are computed over
 
 
@@ -66,8 +65,7 @@ class GeneratorTask:
         self._check_widths()
         self.order, loading = self.train.order(config.loop.seed), config.loading
         self.batches = Prefetcher(self.prepare_batch, ahead=loading.ahead, threads=loading.readers, stop=config.loop.steps)
-        statistics = self.train.statistics
-        self.mean, self.std = statistics.mean.to(self.device), (statistics.std / self._deviations()).to(self.device)
+        self.mean, self.std = self.train.statistics.mean.to(self.device), latent_scale(config, self.train).to(self.device)
         network = self.blank()
         if config.init_from is not None:
             self._continue_from(network, Path(config.init_from))
@@ -89,15 +87,6 @@ class GeneratorTask:
             if self.config.lora is not None:
                 add_adapters(network, self.config.lora)
             return network.to(self.device)
-
-    def _deviations(self) -> torch.Tensor:
-        """Of the latent channels as the network sees them, [C]."""
-        std, power = self.train.statistics.std, self.config.latent_gain
-        if not power:
-            return torch.ones_like(std)
-        vae, _ = load_vae(Path(self.config.codec_from or ""))
-        items = self.train.batch(range(min(len(self.train), GAIN_ITEMS)))
-        return latent_gain(vae, items.mean, std) ** power
 
     def _check_widths(self) -> None:
         config = self.config

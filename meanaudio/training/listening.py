@@ -14,6 +14,7 @@ from meanaudio.data.order import epoch_order
 from meanaudio.data.shards import ShardDataset
 from meanaudio.errors import InputError
 from meanaudio.models.listener import Listener
+from meanaudio.training.channels import latent_scale
 from meanaudio.types import LatentBatch
 
 CHUNK = 256  # held-out items at a time
@@ -29,13 +30,13 @@ def open_splits(config: TrainConfig) -> tuple[ShardDataset, ShardDataset]:
     return train, held_out
 
 
-def begin(make: Callable[[], L], shards: ShardDataset, seed: int) -> L:
-    """A network that normalises as the shards' latents need it. Its first weights are drawn from `seed`."""
+def begin(make: Callable[[], L], config: TrainConfig, shards: ShardDataset) -> L:
+    """A network that normalises latents of the shards as `config.latent_gain` says. Its first weights are drawn from the run's seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(config.loop.seed)
         network = make()
     network.mean.copy_(shards.statistics.mean)
-    network.std.copy_(shards.statistics.std)
+    network.std.copy_(latent_scale(config, shards))
     return network
 
 
@@ -44,8 +45,10 @@ def draw_rows(config: TrainConfig, count: int, step: int) -> list[int]:
     return epoch_order(count, config.loop.batch_size, step, config.loop.seed)
 
 
-def noisy_batch(config: TrainConfig, shards: ShardDataset, indices: Sequence[int], step: int, noise: float) -> tuple[LatentBatch, Tensor]:
-    """Items, and latents [B, L, C] drawn from their posteriors with normal noise of up to `noise` standard deviations on them.
+def noisy_batch(
+    config: TrainConfig, shards: ShardDataset, indices: Sequence[int], step: int, *, noise: float, std: Tensor
+) -> tuple[LatentBatch, Tensor]:
+    """Items, and latents [B, L, C] drawn from their posteriors with normal noise of up to `noise` times std [C] on them.
 
     Outputs of a generator are rougher than recordings; a pure function of (seed, step).
     """
@@ -53,4 +56,4 @@ def noisy_batch(config: TrainConfig, shards: ShardDataset, indices: Sequence[int
     generator = torch.Generator().manual_seed(config.loop.seed * 1_000_003 + step)
     latents = batch.sample(generator)
     level = noise * torch.rand(len(latents), 1, 1, generator=generator)
-    return batch, latents + level * shards.statistics.std * torch.randn(latents.shape, generator=generator)
+    return batch, latents + level * std * torch.randn(latents.shape, generator=generator)

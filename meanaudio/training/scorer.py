@@ -45,8 +45,9 @@ class ScorerTask:
             codec_hash=self.train.index["codec_hash"], text=config.text, latent_dim=self.train.latent_shape[1],
             pooled_dim=self.train.pooled_dim, width=settings.width, blocks=settings.blocks, dim=settings.dim, outside=settings.outside,
         )  # fmt: skip
-        scorer = begin(partial(make_scorer, self.described, known), self.train, config.loop.seed)
+        scorer = begin(partial(make_scorer, self.described, known), config, self.train)
         scorer.known_text.copy_(self._text_vectors(list(known)))
+        self.std = scorer.std.clone()
         self.networks: dict[str, nn.Module] = {"scorer": scorer.to(self.device)}
 
     def _text_vectors(self, captions: list[str]) -> Tensor:
@@ -61,7 +62,7 @@ class ScorerTask:
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
         chosen = draw_rows(self.config, len(self.train), step)
-        batch, latents = noisy_batch(self.config, self.train, chosen, step, self.config.scorer.noise)
+        batch, latents = noisy_batch(self.config, self.train, chosen, step, noise=self.config.scorer.noise, std=self.std)
         loss, found = self._loss(self.networks["scorer"], latents, batch.text.pooled)
         update("scorer", [(loss, batch.ids)])
         return {"loss": loss.item(), "found_in_batch": found}

@@ -48,14 +48,16 @@ class TaggerTask:
         if unheard := [name for name, named in zip(classes, self.taught[1].any(0).tolist(), strict=True) if not named]:
             known = ", ".join(frequent_concepts(self.train.captions, SHOWN))
             raise InputError(f"tagger.words: no training caption names {', '.join(unheard)}; what the most of them name: {known}")
-        tagger = begin(partial(make_tagger, self.described), self.train, config.loop.seed)
+        tagger = begin(partial(make_tagger, self.described), config, self.train)
         tagger.related.copy_(_related(self.taught[1]))
+        self.std = tagger.std.clone()
         self.networks: dict[str, nn.Module] = {"tagger": tagger.to(self.device)}
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
         indices, targets = self.taught
         chosen = draw_rows(self.config, len(indices), step)
-        batch, latents = noisy_batch(self.config, self.train, [indices[i] for i in chosen], step, self.config.tagger.noise)
+        rows = [indices[i] for i in chosen]
+        batch, latents = noisy_batch(self.config, self.train, rows, step, noise=self.config.tagger.noise, std=self.std)
         with computing_in(DTYPES[self.config.loop.precision], self.device):
             logits = self.networks["tagger"](latents.to(self.device)).float()
         wanted = targets[chosen].to(self.device)

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from fakes import LATENT_DIM, random_text
+from fakes import LATENT_DIM, TINY_CODEC, fill, random_text
 from runs import assert_same_run, rows, write_kinds
 
-from meanaudio.config import LoopConfig, OptimConfig, TaggerConfig, TrainConfig
+from meanaudio.checkpoint import file_hash, read_json, save_weights, write_json
+from meanaudio.codec.codec import VAE_FILE, make_vae
+from meanaudio.config import LoopConfig, OptimConfig, TaggerConfig, TrainConfig, parse
 from meanaudio.errors import InputError
 from meanaudio.models.tagger import load_tagger
+from meanaudio.training.channels import latent_scale
 from meanaudio.training.loop import Loop
 from meanaudio.training.tagger import TaggerTask
 
@@ -77,3 +80,23 @@ def test_classes_are_the_most_frequent_words_unless_they_are_stated(config):
 def test_classes_that_no_caption_names_are_refused(config, words, told):
     with pytest.raises(InputError, match=told):
         TaggerTask(config.model_copy(update={"tagger": TaggerConfig(words=words)}))
+
+
+def test_it_may_hear_channels_by_what_they_are_worth(config, tmp_path):
+    """`latent_gain`, with the VAE that the shards were made with; its noise is on the same scale."""
+    codec = tmp_path / "codec"
+    save_weights(codec / VAE_FILE, fill(make_vae(TINY_CODEC)).state_dict())
+    write_json(codec / "config.json", {"codec": TINY_CODEC.model_dump(mode="json")})
+    weighted = parse(TrainConfig, {**config.model_dump(mode="json"), "latent_gain": 0.5, "codec_from": str(codec)})
+    with pytest.raises(InputError, match="made with VAE cccccccccccc, codec_from .*codec has "):
+        TaggerTask(weighted)
+    for split in ("train", "val"):
+        index = read_json(tmp_path / split / "index.json")
+        write_json(tmp_path / split / "index.json", index | {"codec_hash": file_hash(codec / VAE_FILE)})
+    task = TaggerTask(weighted)
+    scale = latent_scale(weighted, task.train)
+    assert torch.equal(task.networks["tagger"].std, scale)
+    assert torch.equal(task.std, scale)
+    assert (scale / task.train.statistics.std).std() > 0.1
+    with pytest.raises(InputError, match="latent_gain is for networks that see latents, and needs codec_from"):
+        parse(TrainConfig, {**config.model_dump(mode="json"), "latent_gain": 0.5})
