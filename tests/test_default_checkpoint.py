@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from meanaudio import DEFAULT_MODEL, MeanAudio
 from meanaudio.errors import InputError, OutsideKnowledge
+from meanaudio.evaluation.signal import inspect
 from meanaudio.knows import list_known
 
 FOLDER = Path(__file__).resolve().parent.parent / "checkpoints" / DEFAULT_MODEL
@@ -24,9 +25,9 @@ def pipeline():
 def test_one_step_makes_sound_of_the_asked_length(pipeline):
     audio = pipeline.generate(["a dog barks", "an explosion", "wind blows"], duration=3.0, steps=1, seed=0)
     assert audio.samples.shape == (3, 3 * audio.sample_rate)
-    levels = audio.samples.square().mean(1).sqrt()
-    assert (levels > 1e-3).all(), "silent output"
-    assert (audio.samples.mean(1).abs() < 0.05 * levels.clamp_min(0.02)).all(), "constant offset"
+    for clip in audio.samples:
+        assert not {"silent", "clipped", "dc", "tone"} & set(inspect(clip, audio.sample_rate).faults)
+    assert (audio.samples.square().mean(1).sqrt() > 1e-3).all()
     assert (audio.samples.abs() < 0.981).all()
 
 
