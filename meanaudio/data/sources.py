@@ -92,14 +92,18 @@ def _open(where: str, split: str, config: TrainConfig, encoders: Encoders) -> Da
     return data
 
 
+def check_codec(data: Dataset, codec_hash: str) -> None:
+    """Raises InputError unless `data` holds latents of the VAE file of that hash, which is the one in `codec_from`."""
+    if (found := data.index["codec_hash"]) != codec_hash:
+        raise InputError(f"{data.name}: made with codec {found[:12]}, codec_from holds {codec_hash[:12]}")
+
+
 def _check(data: Dataset, config: TrainConfig, encoders: Encoders) -> None:
-    codec_hash = encoders.codec_hash
     try:
-        codec, text, seconds = (data.index[key] for key in ("codec_hash", "text", "seconds"))
+        _, text, seconds = (data.index[key] for key in ("codec_hash", "text", "seconds"))
     except KeyError as error:
         raise InputError(f"{data.name}: its index does not say {error}; run meanaudio prepare again") from None
-    if codec != codec_hash:
-        raise InputError(f"{data.name}: made with codec {codec[:12]}, codec_from holds {codec_hash[:12]}")
+    check_codec(data, encoders.codec_hash)
     if text != config.text.model_dump():
         raise InputError(f"{data.name}: made with text {text}, the config says {config.text.model_dump()}")
     if seconds != config.seconds:

@@ -9,9 +9,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from meanaudio.checkpoint import file_hash
+from meanaudio.codec.codec import VAE_FILE
 from meanaudio.config import TrainConfig
 from meanaudio.data.order import epoch_order
 from meanaudio.data.shards import ShardDataset
+from meanaudio.data.sources import check_codec
 from meanaudio.errors import InputError
 from meanaudio.models.listener import Listener
 from meanaudio.training.channels import latent_scale
@@ -23,10 +26,12 @@ L = TypeVar("L", bound=Listener)
 
 
 def open_splits(config: TrainConfig) -> tuple[ShardDataset, ShardDataset]:
-    """Shards train/ and val/ of `config.data`. Raises InputError if they were made with different codecs."""
+    """Shards train/ and val/ of `config.data`. Raises InputError if they, or with `latent_gain` codec_from, have different codecs."""
     train, held_out = (ShardDataset(Path(config.data) / name) for name in ("train", "val"))
     if train.index["codec_hash"] != held_out.index["codec_hash"]:
         raise InputError(f"{config.data}: train and val were made with different codecs")
+    if config.latent_gain:
+        check_codec(train, file_hash(Path(config.codec_from or "") / VAE_FILE))
     return train, held_out
 
 

@@ -23,11 +23,16 @@ from meanaudio.training.state import FACTS, STATE, HuggingFaceStorageReader, loa
 from meanaudio.types import Gaussian, TextFeatures
 
 
+def write_vae(folder: Path) -> None:
+    """A codec's folder without a vocoder."""
+    save_weights(folder / VAE_FILE, fill(make_vae(TINY_CODEC)).state_dict())
+    write_json(folder / "config.json", {"codec": TINY_CODEC.model_dump(mode="json")})
+
+
 def tiny_run(folder: Path, **loop: Any) -> TrainConfig:
     """10 steps on synthetic shards made in `folder`; `loop` changes LoopConfig. The codec has no vocoder, so no sound is written."""
     codec = folder / "codec"
-    save_weights(codec / VAE_FILE, fill(make_vae(TINY_CODEC)).state_dict())
-    write_json(codec / "config.json", {"codec": TINY_CODEC.model_dump(mode="json")})
+    write_vae(codec)
     facts = {"codec_hash": file_hash(codec / VAE_FILE), "text": TextConfig().model_dump(), "seconds": 1.024}
     for name, count, seed in (("train", 11, 0), ("val", 4, 1)):
         shards = folder / "shards" / name
