@@ -106,6 +106,17 @@ def limit_peak(audio: Tensor, peak: float = 0.98) -> Tensor:
     return audio * (peak / audio.abs().amax(-1, keepdim=True).clamp_min(peak))
 
 
+def high_pass(audio: Tensor, sample_rate: int, cutoff: float = 20.0) -> Tensor:
+    """Take away what lies below hearing, an offset above all: [..., N] -> same, by the magnitude of a Butterworth filter of second order.
+
+    cutoff: Hz, where half of the power is left. Nothing is delayed.
+    """
+    length = audio.shape[-1]
+    size = 1024 * math.ceil((length + 4 * sample_rate / cutoff) / 1024)  # room for the filter to ring out, and a size that is fast
+    frequencies = torch.fft.rfftfreq(size, 1 / sample_rate, device=audio.device)
+    return torch.fft.irfft(torch.fft.rfft(audio, size) / (1 + (cutoff / frequencies) ** 4).sqrt(), size)[..., :length]
+
+
 def match_level(audio: Tensor, level_db: float, sample_rate: int, *, window: float = 0.4, max_gain_db: float = 30.0) -> Tensor:
     """Scale each clip [B, N] so that the root mean square of its loudest `window` seconds is `level_db` dBFS.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.audio import limit_peak, match_level, save_audio
+from meanaudio.audio import high_pass, limit_peak, match_level, save_audio
 from meanaudio.checkpoint import check_sizes, read_json
 from meanaudio.codec.codec import Codec, load_codec
 from meanaudio.config import CheckpointConfig, parse
@@ -246,7 +246,8 @@ class MeanAudio:
         at random if None (see Audio.parameters).
         num_candidates: so many clips are drawn for each prompt, and the `keep` that fit it best by the checkpoint's scorer are decoded, the
         best first. Candidate j of clip k is drawn from seed + k + 2654435769 j.
-        level_db: each clip's loudest 400 ms is brought to this level in dBFS, peaks permitting; None leaves levels as they come.
+        level_db: each clip's loudest 400 ms is brought to this level in dBFS, peaks permitting; None leaves levels as they come. Below
+        20 Hz nothing is left.
         Raises InputError for an empty or overlong prompt, for numbers out of range, and for guidance or candidates that this checkpoint
         cannot follow; warns (OutsideKnowledge) of prompts unlike anything that a checkpoint with a scorer was taught.
         """
@@ -380,8 +381,8 @@ class MeanAudio:
     def _audio(
         self, latents: Tensor, duration: float, level_db: float | None, parameters: list[dict[str, Any]], steering: Steering
     ) -> Audio:
-        """Decoded, brought to its level and kept from clipping."""
-        samples = self.decode(latents, self.codec.spec.num_samples(duration)).cpu()
+        """Decoded, freed of what nobody hears, brought to its level and kept from clipping."""
+        samples = high_pass(self.decode(latents, self.codec.spec.num_samples(duration)).cpu(), self.sample_rate)
         if level_db is not None:
             samples = match_level(samples, level_db, self.sample_rate)
         return Audio(limit_peak(samples), self.sample_rate, parameters, steering.evaluations.clips / len(parameters))

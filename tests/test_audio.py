@@ -7,7 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meanaudio.audio import SAVE_SUFFIXES, AudioSpec, fit, limit_peak, load_audio, match_level, read_metadata, resample, save_audio
+from meanaudio.audio import (
+    SAVE_SUFFIXES,
+    AudioSpec,
+    fit,
+    high_pass,
+    limit_peak,
+    load_audio,
+    match_level,
+    read_metadata,
+    resample,
+    save_audio,
+)
 from meanaudio.errors import InputError
 
 
@@ -158,6 +169,26 @@ def test_bad_files_are_refused_by_name(tmp_path):
 def test_silence_is_sound(tmp_path):
     path = save_audio(tmp_path / "a.wav", torch.zeros(100), 16000)
     assert torch.equal(load_audio(path, 16000), torch.zeros(100))
+
+
+@pytest.mark.parametrize("length", [1, 300, 16000, 163840])
+def test_a_high_pass_takes_the_offset_and_leaves_the_sound(length):
+    time = torch.arange(length) / 16000
+    sound = 0.3 * torch.sin(2 * torch.pi * 100 * time)
+    heard = high_pass(torch.stack([sound, sound + 0.5, torch.full_like(sound, 0.5)]), 16000)
+    assert heard.shape == (3, length)
+    torch.testing.assert_close(heard[1], high_pass(sound + 0.5, 16000), atol=1e-6, rtol=0)  # alone or beside others
+    if length >= 16000:
+        inner = slice(4000, length - 4000)  # the ends are steps, which hold every frequency
+        torch.testing.assert_close(heard[:2, inner], sound[inner].expand(2, -1), atol=2e-3, rtol=0)
+        assert heard[2, inner].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("frequency", "share"), [(2, 0.01), (20, 0.5**0.5), (50, 0.987), (200, 1.0), (7000, 1.0)])
+def test_a_high_pass_falls_as_butterworth_says(frequency, share):
+    tone = torch.sin(2 * torch.pi * frequency * torch.arange(16000 * 8) / 16000)
+    inner = slice(16000, -16000)
+    assert float(high_pass(tone, 16000)[inner].norm() / tone[inner].norm()) == pytest.approx(share, abs=2e-3)
 
 
 @given(st.floats(-60, 0), st.floats(-60, -6), st.integers(1, 20000))
