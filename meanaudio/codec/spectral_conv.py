@@ -55,9 +55,8 @@ def spectral_conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) ->
     at_once = max(LEAST_ROWS, CACHE // (len(of_tile) * (channels + spectra.shape[2]) * x.element_size()))
     for first in range(0, outputs, at_once):
         rows = slice(first, first + at_once)
-        kernels = weight[rows]
-        weights = torch.bmm(of_kernel.expand(len(kernels), -1, -1), kernels.mT).transpose(0, 1)  # [M, rows, C]
-        products = torch.bmm(weights, spectra)
+        kernels = weight[rows].permute(2, 0, 1).reshape(kernel, -1)  # [K, rows * C]
+        products = torch.bmm((of_kernel @ kernels).view(len(of_kernel), -1, channels), spectra)
         products[0] += TILE * bias[rows, None]  # the mean's frequency
         torch.mm(products.flatten(1).mT, to_tile.mT, out=out[rows].view(-1, step))
     return out.permute(1, 0, 3, 4, 2).flatten(2)[..., :length]

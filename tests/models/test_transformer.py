@@ -14,6 +14,7 @@ from meanaudio.convert import release_network_state
 from meanaudio.errors import InputError
 from meanaudio.flow import interpolate, velocity
 from meanaudio.guidance import guided
+from meanaudio.models.layers import attend
 from meanaudio.models.transformer import Transformer, make_network
 from meanaudio.objectives.mean_flow import mean_flow_at, total_derivative
 from meanaudio.sampling import integrate, uniform_times
@@ -352,6 +353,25 @@ def test_bf16_autocast_is_within_two_percent():
     with torch.autocast("cpu", torch.bfloat16):
         rounded = network(z, t, r, network.condition(text)).float()
     assert 0 < (exact - rounded).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_16_bits_is_that_of_32_and_so_is_its_gradient(masked):
+    torch.manual_seed(0)
+    mask = torch.rand(3, 1, 1, 37) > 0.4 if masked else None
+    exact = [torch.randn(3, 2, 37, 16, requires_grad=True) for _ in range(3)]
+    rounded = [x.detach().bfloat16().requires_grad_() for x in exact]
+    wanted, found = attend(*exact, mask), attend(*rounded, mask)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - wanted).norm() < 0.01 * wanted.norm()
+    for out, inputs in ((wanted, exact), (found, rounded)):
+        (out.float() * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        assert all(x.grad is not None for x in inputs)
+    for x, y in zip(exact, rounded, strict=True):
+        assert (y.grad.float() - x.grad).norm() < 0.02 * x.grad.norm()
+    if mask is not None:
+        changed = exact[1].detach().masked_fill(~mask.transpose(2, 3), 50.0).bfloat16()
+        assert torch.equal(attend(rounded[0], changed, rounded[2], mask), found)
 
 
 @torch.no_grad()
