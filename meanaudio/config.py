@@ -799,7 +799,8 @@ def _explain(cls: type[BaseModel], error: Any) -> str:
         section = field.annotation if field else None
     where = ".".join(path) or "config"
     if error["type"] != "extra_forbidden":
-        whole = isinstance(error["input"], dict) and error["type"] == "value_error"  # a section's parts disagree: the message names them
+        # a section's parts disagree, and the message names them; or a key is missing, and the input is what surrounds it
+        whole = error["type"] == "missing" or (isinstance(error["input"], dict) and error["type"] == "value_error")
         return f"{where}: {error['msg']}" if whole else f"{where} = {error['input']!r}: {error['msg']}"
     known = list(above.model_fields)
     near = difflib.get_close_matches(path[-1], known, n=1)

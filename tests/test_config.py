@@ -15,6 +15,7 @@ from meanaudio.config import (
     ReleaseVAEConfig,
     ScheduleConfig,
     StudyConfig,
+    TaggerCheckpointConfig,
     TrainConfig,
     VAEConfig,
     constant,
@@ -240,3 +241,10 @@ def test_a_wrong_kind_or_a_field_of_another_kind_is_refused(values, told):
     with pytest.raises(InputError) as error:
         parse(CodecConfig, values)
     assert told in str(error.value)
+
+
+def test_what_is_missing_is_named_without_all_that_is_there():
+    with pytest.raises(InputError) as error:
+        parse(TaggerCheckpointConfig, {"codec_hash": "0" * 64}, "config.json")
+    assert "latent_dim: Field required" in str(error.value)
+    assert "0000" not in str(error.value)
