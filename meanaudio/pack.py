@@ -28,7 +28,7 @@ BESIDE_THE_NETWORK = (NULL_TEXT_FILE, clap.FOLDER, flan_t5.FOLDER)
 def pack(network: Path, out: Path, *, codec: Path | None = None, scorer: Path | None = None, half: bool = True) -> None:
     """Join a generator's export with a vocoder (its own, or that of the folder `codec`) into one checkpoint folder.
 
-    scorer: folder of the scorer to add; the network's own, if it has one, where left out.
+    scorer: folder of the scorer to add, or of a checkpoint that has one; the network's own, if it has one, where left out.
     half: weights are stored as float16, computed with in float32. The VAE must be the one the network was trained with, so it is
     always the generator's own. Raises InputError if the vocoder was made for other mels, if the scorer listens to other latents or reads
     another text encoder, or if the result does not load; `out` is then left alone.
@@ -64,8 +64,11 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, scorer: Path | 
 
 
 def _fitting(scorer: Path, network: Path, config: CheckpointConfig) -> ScorerCheckpointConfig:
-    """The config of the scorer in that folder. Raises InputError if it was trained for another codec or text encoder than the network."""
-    found = parse(ScorerCheckpointConfig, read_json(scorer / "config.json"), str(scorer / "config.json"))
+    """The config of the scorer in that folder. Raises InputError if there is none that fits the network."""
+    values = read_json(scorer / "config.json")
+    if "network" in values and not (values := values.get("scorer")):
+        raise InputError(f"{scorer}: a checkpoint without a scorer")
+    found = parse(ScorerCheckpointConfig, values, str(scorer / "config.json"))
     codecs = codec_names(network, config)
     if found.codec_hash not in codecs:
         raise InputError(f"{scorer}: listens to latents of codec {found.codec_hash[:12]}, this network makes those of {min(codecs)[:12]}")

@@ -165,6 +165,13 @@ def test_a_scorer_is_packed_in_half_precision_and_stays_when_packed_again(run, f
     write_scorer(tmp_path / "scorer", tiny_checkpoint, {"rain": 2, "a dog barks": 1})
     assert run("pack", tiny_checkpoint, "--scorer", tmp_path / "scorer", "-o", tmp_path / "one")[0] == 0
     pack(tmp_path / "one", tmp_path / "two")
+    pack(tiny_checkpoint, tmp_path / "three", scorer=tmp_path / "one")  # from a checkpoint
+    assert read_json(tmp_path / "three" / "config.json") == read_json(tmp_path / "one" / "config.json")
+    assert torch.equal(
+        floats(tmp_path / "three" / SCORER_FILE)["audio_out.weight"], floats(tmp_path / "one" / SCORER_FILE)["audio_out.weight"]
+    )
+    with pytest.raises(InputError, match="without a scorer"):
+        pack(tiny_checkpoint, tmp_path / "four", scorer=tiny_checkpoint)
     full, one, two = (floats(folder / SCORER_FILE) for folder in (tmp_path / "scorer", tmp_path / "one", tmp_path / "two"))
     assert full.keys() == one.keys() == two.keys()
     for key, value in full.items():

@@ -123,7 +123,9 @@ def pack(
     network: Annotated[Path, typer.Argument(help="Folder of a generator checkpoint (a run's export/).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new checkpoint.")],
     codec: Annotated[Optional[Path], typer.Option(help="Take the vocoder from this codec folder instead.")] = None,
-    scorer: Annotated[Optional[Path], typer.Option(help="Add this scorer (a scorer run's best/ or export/); see docs/scorer.md.")] = None,
+    scorer: Annotated[
+        Optional[Path], typer.Option(help="Add this scorer: a scorer run's best/ or export/, or a checkpoint with one.")
+    ] = None,
     half: Annotated[bool, typer.Option("--half/--full", help="Store weights in 16 bits.")] = True,
 ) -> None:
     """Write a checkpoint for release: one self-describing folder, in half precision."""
