@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from meanaudio.flow import expand
 from meanaudio.types import Field
 
 # reference(z [n, L, C], t [n], r [n], rows [n], choice [n]) -> [n, L, C]: the field to move away from, for some rows of the batch; choice
-# is a class, or BASE where the classifier has nothing to say.
+# is a class, or BASE: no text, a negative text, or whatever a weaker network makes of the prompt.
 ChosenField = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 BASE = -1
+Reference = Literal["base", "rival"]
 
 
 def guided(main: Field, reference: Field, scale: float, limits: tuple[float, float] = (0.0, 1.0)) -> Field:
@@ -82,12 +83,14 @@ class DecodedClassifier:
 
 @dataclass(frozen=True)
 class ClassifierGuidance:
-    """scale: the largest, where the sample sounds like another class alone. power, temperature: how it grows with confusion, and how soft
-    the classifier's word is taken. threshold: confusion below it is ignored. jump: the clean latents are estimated by a jump of their own
-    to r = 0, one evaluation more a step; otherwise by the step's own velocity, for nothing.
+    """scale: the largest, where the sample sounds like another class alone. reference: what a confused sample moves away from: BASE, as
+    guidance does, or the rival class. power, temperature: how the scale grows with confusion, and how soft the classifier's word is taken.
+    threshold: confusion below it is ignored. jump: the clean latents are estimated by a jump of their own to r = 0, one evaluation more a
+    step; otherwise by the step's own velocity, for nothing.
     """
 
     scale: float = 3.0
+    reference: Reference = "base"
     power: float = 1.0
     temperature: float = 1.0
     threshold: float = 0.1
@@ -97,19 +100,22 @@ class ClassifierGuidance:
         for name, low, high in (("scale", 1, 100), ("power", 0, 10), ("temperature", 0.01, 100), ("threshold", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"classifier {name} = {getattr(self, name)}: must be from {low} to {high}")
+        if self.reference not in get_args(Reference):
+            raise InputError(f"classifier reference = {self.reference!r}: must be one of {', '.join(get_args(Reference))}")
 
 
 def classifier_guided(
     main: Field, reference: ChosenField, classify: Callable[[Tensor], Tensor], wanted: Tensor, settings: ClassifierGuidance, *,
     base_scale: float = 1.0, limits: tuple[float, float] = (0.0, 1.0),
 ) -> Field:  # fmt: skip
-    """Gradient-free classifier guidance, after Shenoy et al. (arXiv 2411.15393): a classifier that only looks picks, at every step and for
-    every row, the class to move away from and how far.
+    """Gradient-free classifier guidance, after Shenoy et al. (arXiv 2411.15393): a classifier that only looks decides, at every step and
+    for every row, how far to move away, and from what.
 
     A reconstruction: the paper's idea is known here from its abstract, its formulae are not. With the clean latents x = z - t u,
     p = softmax(classifier(x) / temperature), the rival k = argmax of p outside `wanted` and confusion = p_k / (p_k + p_wanted), the scale
-    is 1 + (settings.scale - 1) confusion^power. Rows below the threshold keep `base_scale` and the BASE reference (null text or a weaker
-    network); at base_scale 1 they cost no second evaluation. Confused rows move away from class k, at no less than base_scale.
+    is base_scale + (settings.scale - base_scale) confusion^power, no less than base_scale, and the reference as settings.reference says;
+    that the base (null text or a weaker network) may stay the reference is ours. Rows below the threshold keep `base_scale` and the BASE
+    reference; at base_scale 1 they cost no second evaluation.
 
     classify: clean latents as the field has them, [B, L, C] -> logits [B, K]. wanted: [B, K] True at the classes that row b may hold, at
     least one.
@@ -123,8 +129,9 @@ def classifier_guided(
             return own
         arrives = not settings.jump or bool((r == 0).all())
         clean = z - expand(t, z) * (own if arrives else main(z, t, torch.zeros_like(r)))
-        chosen, scale = choose(classify(clean), wanted, settings)
-        scale = torch.where(chosen == BASE, base_scale, scale.clamp_min(base_scale))
+        rival, share = choose(classify(clean), wanted, settings)
+        chosen = torch.full_like(rival, BASE) if settings.reference == "base" else rival
+        scale = base_scale + (max(settings.scale, base_scale) - base_scale) * share
         rows = ((scale != 1) & inside).nonzero()[:, 0]
         if len(rows) == 0:
             return own
@@ -137,10 +144,9 @@ def classifier_guided(
 
 
 def choose(logits: Tensor, wanted: Tensor, settings: ClassifierGuidance) -> tuple[Tensor, Tensor]:
-    """(class to move away from [B], or BASE; scale [B], 1 with BASE) for logits and wanted classes [B, K]."""
+    """(rival class [B], or BASE; share of the way to the largest scale [B], 0 with BASE) for logits and wanted classes [B, K]."""
     p = torch.softmax(logits.float() / settings.temperature, 1)
     rival, rival_class = p.masked_fill(wanted, 0).max(1)
     confusion = rival / (rival + (p * wanted).sum(1))
     confused = (confusion > settings.threshold) & (settings.scale > 1)
-    scale = 1 + (settings.scale - 1) * confusion**settings.power
-    return torch.where(confused, rival_class, BASE), torch.where(confused, scale, 1.0)
+    return torch.where(confused, rival_class, BASE), torch.where(confused, confusion**settings.power, 0.0)

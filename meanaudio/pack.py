@@ -10,7 +10,7 @@ import torch
 
 from meanaudio.checkpoint import HASHES_FILE, link_file, load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, with_vocoder
-from meanaudio.config import CheckpointConfig, ScorerCheckpointConfig, parse
+from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.shards import NULL_TEXT_FILE
 from meanaudio.errors import InputError
@@ -18,7 +18,7 @@ from meanaudio.models.lora import load_with_adapters
 from meanaudio.models.scorer import KNOWN_FILE, SCORER_FILE
 from meanaudio.models.transformer import NETWORK_FILE
 from meanaudio.pipeline import MeanAudio, read_checkpoint_config
-from meanaudio.steering import codec_names
+from meanaudio.steering import codec_names, fitting_scorer
 from meanaudio.text import clap, flan_t5
 
 # What else a checkpoint may hold: the features of "" and, of a converted release, its text encoders. Copied as they are.
@@ -38,7 +38,7 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, scorer: Path | 
     if codec is not None:
         config = config.model_copy(update={"codec": with_vocoder(config.codec, codec)})
     if scorer is not None:
-        config = config.model_copy(update={"scorer": _fitting(scorer, network, config)})
+        config = config.model_copy(update={"scorer": fitting_scorer(scorer, config, codec_names(network, config))})
     listener = [] if config.scorer is None else [(scorer or network, SCORER_FILE)]
     parts = [(network, NETWORK_FILE), (network, VAE_FILE), (source, VOCODER_FILE), *listener]
     weights = {name: load_weights(folder / name) for folder, name in parts}
@@ -61,20 +61,6 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, scorer: Path | 
             if (out / path.name).is_dir():
                 shutil.rmtree(out / path.name)
             path.replace(out / path.name)
-
-
-def _fitting(scorer: Path, network: Path, config: CheckpointConfig) -> ScorerCheckpointConfig:
-    """The config of the scorer in that folder. Raises InputError if there is none that fits the network."""
-    values = read_json(scorer / "config.json")
-    if "network" in values and not (values := values.get("scorer")):
-        raise InputError(f"{scorer}: a checkpoint without a scorer")
-    found = parse(ScorerCheckpointConfig, values, str(scorer / "config.json"))
-    codecs = codec_names(network, config)
-    if found.codec_hash not in codecs:
-        raise InputError(f"{scorer}: listens to latents of codec {found.codec_hash[:12]}, this network makes those of {min(codecs)[:12]}")
-    if found.text != config.text:
-        raise InputError(f"{scorer}: trained with text {found.text.model_dump()}, this network with {config.text.model_dump()}")
-    return found
 
 
 def merge_lora(base: str | Path, lora: str | Path, out: Path) -> None:

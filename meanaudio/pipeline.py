@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,22 @@ from torch import Tensor
 
 from meanaudio import DEFAULT_MODEL
 from meanaudio.audio import high_pass, limit_peak, match_level, save_audio
-from meanaudio.checkpoint import check_sizes, read_json
+from meanaudio.checkpoint import check_sizes, find_local, read_json
 from meanaudio.codec.codec import Codec, load_codec
 from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.shards import NULL_TEXT_FILE, read_null_text
 from meanaudio.errors import InputError, OutsideKnowledge
-from meanaudio.guidance import Classifier, ClassifierGuidance
+from meanaudio.guidance import Classifier, ClassifierGuidance, Reference
 from meanaudio.memory import keep_freed_memory
 from meanaudio.models.lora import load_with_adapters
-from meanaudio.models.scorer import Scorer, load_scorer
+from meanaudio.models.scorer import SCORER_FILE, CaptionClassifier, Scorer, load_scorer
 from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.ranking import best_of, candidate_seeds, check_candidates, outside_notice
 from meanaudio.sampling import integrate, integrate_stochastic, invert, per_sample_noises, uniform_times
-from meanaudio.steering import ALWAYS, Steering, check_steering, check_weaker, codec_names, steered_field, wanted_classes
+from meanaudio.steering import ALWAYS, Steering, check_steering, check_weaker, codec_names, fitting_scorer, steered_field, wanted_classes
 from meanaudio.text import TextEncoder, make_encoder
 from meanaudio.types import TextFeatures
 
@@ -228,6 +229,7 @@ class MeanAudio:
         guide_with: str | Path | None = None,
         classifier: str | Path | Classifier | None = None,
         classifier_scale: float = 3.0,
+        classifier_reference: Reference = "base",
         stochastic: bool = False,
         seed: int | None = None,
         num_candidates: int = 1,
@@ -240,8 +242,9 @@ class MeanAudio:
         more evaluations, for a checkpoint that takes it (`config.guidance_range`). negative_prompt: what to move away from in place of no
         text. guidance_limits: guide for times t within them only; t = 1 is noise.
         guide_with: a weaker or earlier checkpoint that is moved away from; it hears negative_prompt if there is one, else the prompt.
-        classifier: a tagger's folder, or a Classifier; where a clip sounds like another of its classes, the clip moves away from that class
-        at up to `classifier_scale` (see guidance.classifier_guided), alone or with either of the others.
+        classifier: folder of a tagger or a scorer, a checkpoint with a scorer, or a Classifier; where a clip sounds like another of its
+        classes, it is guided by up to `classifier_scale` (see guidance.classifier_guided), alone or with either of the others.
+        classifier_reference: away from what guidance moves away from ("base"), or from the class that it is mistaken for ("rival").
         stochastic: fresh noise at every step but the last. seed: clip k is drawn from seed + k, and is the same alone or in a batch; drawn
         at random if None (see Audio.parameters).
         num_candidates: so many clips are drawn for each prompt, and the `keep` that fit it best by the checkpoint's scorer are decoded, the
@@ -262,6 +265,7 @@ class MeanAudio:
         text, steering = self.steer(
             [prompt for prompt in prompts for _ in range(num_candidates)], guidance_scale=guidance_scale, negative_prompt=negative_prompt,
             guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier, classifier_scale=classifier_scale,
+            classifier_reference=classifier_reference,
         )  # fmt: skip
         self._tell_what_is_outside(prompts, text[::num_candidates])
         num_latents = self.codec.spec.covering_latents(duration)
@@ -272,6 +276,7 @@ class MeanAudio:
             "guide_with": guide_with and str(guide_with), "stochastic": stochastic or None,
             "classifier": str(classifier) if isinstance(classifier, str | Path) else None,
             "classifier_scale": classifier_scale if isinstance(classifier, str | Path) else None,
+            "classifier_reference": classifier_reference if isinstance(classifier, str | Path) else None,
         }  # fmt: skip
         shared |= {key: value for key, value in options.items() if value is not None}
         parameters = [{"prompt": p, "seed": first + k, **shared} for k, p in enumerate(prompts)]
@@ -344,27 +349,43 @@ class MeanAudio:
     def steer(
         self, prompts: Sequence[str], *, guidance_scale: float = 1.0, negative_prompt: str | None = None,
         guidance_limits: tuple[float, float] = ALWAYS, guide_with: str | Path | None = None,
-        classifier: str | Path | Classifier | None = None, classifier_scale: float = 3.0,
+        classifier: str | Path | Classifier | None = None, classifier_scale: float = 3.0, classifier_reference: Reference = "base",
     ) -> tuple[TextFeatures, Steering]:  # fmt: skip
         """(features of the prompts, the options of `generate` as a Steering). Raises InputError for what this checkpoint cannot follow."""
         limits = (float(guidance_limits[0]), float(guidance_limits[1]))
         check_steering(
             self.name, self.config, scale=guidance_scale, limits=limits, negative_prompt=negative_prompt, weaker=guide_with is not None,
-            classifier=classifier is not None,
+            classifier=classifier is not None, classifier_reference=classifier_reference,
         )  # fmt: skip
-        weaker, settings = None if guide_with is None else self._weaker(guide_with), ClassifierGuidance(scale=classifier_scale)
-        hear = load_tagger(Path(classifier), self._codecs()).to(self.device) if isinstance(classifier, str | Path) else classifier
-        classes = () if hear is None else hear.classes
-        wanted = None if hear is None else wanted_classes(prompts, classes, hear.related).to(self.device)
-
-        from_null = negative_prompt is None and weaker is None and guidance_scale != 1 and self.config.guidance_range is None
+        weaker = None if guide_with is None else self._weaker(guide_with)
+        settings = ClassifierGuidance(scale=classifier_scale, reference=classifier_reference)
+        moves = guidance_scale != 1 or (classifier is not None and classifier_reference == "base")
+        from_null = negative_prompt is None and weaker is None and moves and self.config.guidance_range is None
         negative = [negative_prompt] if negative_prompt is not None else [""] if from_null and self.null_text is None else []
-        features = self.encode_text([*prompts, *classes, *negative])
-        text, class_text, away = features[: len(prompts)], features[len(prompts) : len(features) - len(negative)], features[-1:]
-        return text, Steering(
-            scale=guidance_scale, limits=limits, away=away if negative else self.null_text if from_null else None, weaker=weaker,
-            classifier=hear, wanted=wanted, class_text=class_text if classes else None, settings=settings,
-        )  # fmt: skip
+        features = self.encode_text([*prompts, *negative])
+        text, away = features[: len(prompts)], features[-1:] if negative else self.null_text if from_null else None
+        steering = Steering(scale=guidance_scale, limits=limits, away=away, weaker=weaker, settings=settings)
+        if classifier is None:
+            return text, steering
+
+        hear = self._classifier(classifier) if isinstance(classifier, str | Path) else classifier
+        if isinstance(hear, CaptionClassifier):
+            wanted = hear.wanted(text.pooled)
+        else:
+            wanted = wanted_classes(prompts, hear.classes, hear.related).to(self.device)
+        class_text = partial(self._text_of, hear.classes) if classifier_reference == "rival" else None
+        return text, replace(steering, classifier=hear, wanted=wanted, class_text=class_text)
+
+    def _text_of(self, classes: Sequence[str], chosen: Sequence[int]) -> TextFeatures:
+        return self.encode_text([classes[i] for i in chosen])
+
+    def _classifier(self, name_or_path: str | Path) -> Classifier:
+        """A tagger, or a scorer by the captions it was taught."""
+        folder = find_local(name_or_path) or Path(name_or_path)
+        if (folder / SCORER_FILE).is_file():
+            scorer = load_scorer(folder, fitting_scorer(folder, self.config, self._codecs())).to(self.device)
+            return CaptionClassifier(scorer)
+        return load_tagger(folder, self._codecs()).to(self.device)
 
     def _weaker(self, name_or_path: str | Path) -> tuple[Transformer, CheckpointConfig]:
         """The network of another checkpoint, to be guided with; the last one is kept."""

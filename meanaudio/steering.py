@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meanaudio.checkpoint import file_hash
+from meanaudio.checkpoint import file_hash, read_json
 from meanaudio.codec.codec import VAE_FILE
 from meanaudio.concepts import labels
-from meanaudio.config import CheckpointConfig, NetworkConfig, TextConfig
+from meanaudio.config import CheckpointConfig, NetworkConfig, ScorerCheckpointConfig, TextConfig, parse
 from meanaudio.errors import InputError
-from meanaudio.guidance import BASE, Classifier, ClassifierGuidance, check_limits, classifier_guided, guided, within
+from meanaudio.guidance import BASE, Classifier, ClassifierGuidance, Reference, check_limits, classifier_guided, guided, within
 from meanaudio.models.transformer import Transformer
 from meanaudio.types import Field, TextFeatures
 
@@ -41,7 +41,8 @@ class Steering:
 
     scale: an input of the network where it takes one, else the distance from `away`. limits: the times between which guidance acts.
     weaker: the network that sees `away` in place of the main one (autoguidance). away: text features, one row or B; None: the prompts'.
-    classifier, wanted [B, K], class_text (K rows): a classifier of the codec's latents, the classes to hear in each clip, and texts of all.
+    classifier, wanted [B, K], class_text: a classifier of the codec's latents, the classes to hear in each clip, and text features of
+    given classes.
     """
 
     scale: float = 1.0
@@ -50,7 +51,7 @@ class Steering:
     weaker: tuple[Transformer, CheckpointConfig] | None = None
     classifier: Classifier | None = None
     wanted: Tensor | None = None
-    class_text: TextFeatures | None = None
+    class_text: Callable[[Sequence[int]], TextFeatures] | None = None
     settings: ClassifierGuidance = field(default_factory=ClassifierGuidance)
     evaluations: Evaluations = field(default_factory=Evaluations)
 
@@ -67,17 +68,20 @@ def steered_field(network: Transformer, config: CheckpointConfig, text: TextFeat
         other, weaker_config = steering.weaker
         other_inputs = guidance_input(weaker_config.network, 1.0, ALWAYS) if weaker_config.guidance_range else None
     away = text if steering.away is None else steering.away.expand(count)
-    if steering.classifier is None or steering.wanted is None or steering.class_text is None:
+    if steering.classifier is None or steering.wanted is None:
         if scale == 1:
             return main
         if steering.away is None and other is network:
             raise InputError(f"guidance_scale = {scale} needs the features of a reference text")
         return guided(main, _field(other, other.condition(away), other_inputs, tally), scale, steering.limits)
 
-    condition = other.condition(TextFeatures.cat([away, steering.class_text]))
+    condition, class_text = other.condition(away), steering.class_text
 
     def reference(z: Tensor, t: Tensor, r: Tensor, rows: Tensor, choice: Tensor) -> Tensor:
-        chosen = condition[torch.where(choice == BASE, rows, count + choice)]
+        chosen, rival = condition[rows], choice != BASE
+        if class_text is not None and rival.any():
+            some = choice.where(rival, choice[rival][0])  # where none is chosen, any will do
+            chosen = other.condition(class_text(some.tolist()).where(rival, away[rows]))
         return _field(other, chosen, other_inputs, tally)(z, t, r)
 
     mean, std = (torch.tensor(x, device=text.pooled.device) for x in (config.latent_mean, config.latent_std))
@@ -108,7 +112,7 @@ def guidance_input(config: NetworkConfig, scale: float, limits: tuple[float, flo
 
 def check_steering(
     name: str, config: CheckpointConfig, *, scale: float, limits: tuple[float, float], negative_prompt: str | None, weaker: bool,
-    classifier: bool,
+    classifier: bool, classifier_reference: Reference,
 ) -> None:  # fmt: skip
     """Raises InputError for options that this checkpoint cannot follow, or that would have no effect."""
     check_limits(limits)
@@ -124,6 +128,8 @@ def check_steering(
             raise InputError(f"negative_prompt {negative_prompt!r}: {name} has learned to move away from no text, and takes only the scale")
         if weaker:
             raise InputError(f"guide_with: {name} has learned its guidance, and takes only the scale; use it without another network")
+        if classifier and classifier_reference == "base":
+            raise InputError(f"classifier_reference 'base': {name} has learned to move away from no text; use 'rival'")
     elif scale == 1 and not classifier:
         for option, value in (("negative_prompt", negative_prompt), ("guide_with", weaker or None)):
             if value is not None:
@@ -162,6 +168,24 @@ def check_weaker(folder: Path, found: CheckpointConfig, config: CheckpointConfig
         raise InputError(f"guide_with {folder}: it knows velocities only, and this network jumps by mean velocities; use one that does")
     if found.guidance_range is not None and found.guidance_range[0] > 1:
         raise InputError(f"guide_with {folder}: trained for guidance scales {found.guidance_range}; it must know scale 1")
+
+
+def fitting_scorer(folder: Path, config: CheckpointConfig, codecs: set[str]) -> ScorerCheckpointConfig:
+    """The config of the scorer in `folder`, a scorer's or a checkpoint's. codecs: as from `codec_names`.
+
+    Raises InputError if there is none, or if it was trained for another codec or text encoder than the network of `config`.
+    """
+    values = read_json(folder / "config.json")
+    if "network" in values:
+        values = values.get("scorer") or {}
+    if not values:
+        raise InputError(f"{folder}: a checkpoint without a scorer")
+    found = parse(ScorerCheckpointConfig, values, str(folder / "config.json"))
+    if found.codec_hash not in codecs:
+        raise InputError(f"{folder}: listens to latents of codec {found.codec_hash[:12]}, this network makes those of {min(codecs)[:12]}")
+    if found.text != config.text:
+        raise InputError(f"{folder}: trained with text {found.text.model_dump()}, this network with {config.text.model_dump()}")
+    return found
 
 
 def wanted_classes(prompts: Sequence[str], classes: Sequence[str], related: Tensor | None = None) -> Tensor:

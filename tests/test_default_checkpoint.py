@@ -41,6 +41,15 @@ def test_the_text_is_heard(pipeline):
     assert (one.samples - other.samples).abs().mean() > 0.1 * one.samples.abs().mean()
 
 
+def test_its_own_scorer_may_guide_it(pipeline):
+    prompts = ["an explosion", "a cat meows", "footsteps on gravel"]
+    made = pipeline.generate(prompts, steps=2, guidance_scale=1.5, classifier=DEFAULT_MODEL, seed=0)
+    assert made.evaluations == 4
+    plain = pipeline.generate(prompts, steps=2, guidance_scale=1.5, seed=0)
+    assert (made.samples - plain.samples).abs().max() > 1e-3
+    assert pipeline.generate(prompts, steps=2, classifier=DEFAULT_MODEL, seed=0).evaluations < 4  # somebody is sure
+
+
 def test_weights_fit_and_papers_are_there():
     weights = sum(path.stat().st_size for path in FOLDER.glob("*.safetensors"))
     assert 1e6 < weights <= 60e6

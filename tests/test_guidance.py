@@ -136,7 +136,7 @@ def test_a_confident_classifier_is_the_identity_and_costs_no_second_pass():
 
 def test_a_confused_row_moves_away_from_its_rival_by_its_confusion_and_the_other_rows_stay():
     main, references = fields()[0], References()
-    settings = ClassifierGuidance(scale=5.0, power=2.0)
+    settings = ClassifierGuidance(scale=5.0, power=2.0, reference="rival")
     found = classifier_guided(main, references, Judge(CONFUSED), WANTED, settings)(normals(2, 3, 4), *AT)
     assert references.calls == [([0], [2])]
     scale = 1 + 4 * (0.6 / 0.8) ** 2
@@ -146,14 +146,24 @@ def test_a_confused_row_moves_away_from_its_rival_by_its_confusion_and_the_other
 
 def test_with_a_base_reference_every_row_costs_two_passes_and_the_rival_takes_the_place_of_the_base():
     """Classifier-free guidance or autoguidance at scale 2; the confused row's own scale is no lower."""
-    for limit, scale in ((5.0, 1 + 4 * 0.75), (1.5, 2.0)):
+    for limit, scale in ((5.0, 2 + 3 * 0.75), (1.5, 2.0)):
         main, references = fields()[0], References()
-        settings = ClassifierGuidance(scale=limit)
+        settings = ClassifierGuidance(scale=limit, reference="rival")
         field = classifier_guided(main, references, Judge(CONFUSED), WANTED, settings, base_scale=2.0)
         found = field(normals(2, 3, 4), *AT)
         assert references.calls == [([0, 1], [2, BASE])]
         torch.testing.assert_close(found[0], 2 + scale * (main.answer[0] - 2))
         torch.testing.assert_close(found[1], BASE + 2.0 * (main.answer[1] - BASE))
+
+
+@pytest.mark.parametrize("base_scale", [1.0, 2.0])
+def test_without_a_rival_the_base_stays_the_reference_and_the_confused_row_moves_further(base_scale):
+    main, references = fields()[0], References()
+    field = classifier_guided(main, references, Judge(CONFUSED), WANTED, ClassifierGuidance(scale=5.0), base_scale=base_scale)
+    found = field(normals(2, 3, 4), *AT)
+    assert references.calls == [([0], [BASE]) if base_scale == 1 else ([0, 1], [BASE, BASE])]
+    torch.testing.assert_close(found[0], BASE + (base_scale + (5 - base_scale) * 0.75) * (main.answer[0] - BASE))
+    torch.testing.assert_close(found[1], BASE + base_scale * (main.answer[1] - BASE))
 
 
 def test_with_a_confident_classifier_and_a_base_it_is_guidance_by_the_base():
@@ -197,11 +207,11 @@ def test_a_jump_of_its_own_costs_one_evaluation_unless_the_step_already_arrives(
 def test_scales_and_rivals_follow_the_confusion():
     wanted = torch.tensor([[True, False, False]]).expand(4, 3)
     logits = torch.tensor([[9.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 9.0, 0.0], [0.0, 3.0, 9.0]])
-    chosen, scale = choose(logits, wanted, ClassifierGuidance(scale=3.0))
+    chosen, share = choose(logits, wanted, ClassifierGuidance(scale=3.0))
     assert chosen.tolist() == [BASE, 2, 1, 2]
-    torch.testing.assert_close(scale, torch.tensor([1.0, 2.0, 3.0, 3.0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(share, torch.tensor([0.0, 0.5, 1.0, 1.0]), atol=1e-3, rtol=0)
     softer = choose(logits, wanted, ClassifierGuidance(scale=3.0, temperature=10.0))[1]
-    assert (softer[2:] < scale[2:]).all()
+    assert (softer[2:] < share[2:]).all()
     assert choose(logits, wanted, ClassifierGuidance(threshold=0.6))[0].tolist() == [BASE, BASE, 1, 2]
 
 
@@ -210,3 +220,5 @@ def test_impossible_classifier_guidance_is_refused_with_name_value_and_range(cha
     (name, value), told = next(iter(change.items())), "must be from"
     with pytest.raises(InputError, match=f"classifier {name} = {value}: {told}"):
         ClassifierGuidance(**change)
+    with pytest.raises(InputError, match="classifier reference = 'other': must be one of base, rival"):
+        ClassifierGuidance(reference="other")

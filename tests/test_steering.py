@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from fakes import LATENT_DIM, fill, tiny_network
+from fakes import LATENT_DIM, fill, tiny_network, write_scorer
 from test_guidance import Judge
 
 from meanaudio.audio import high_pass, limit_peak, match_level
@@ -13,6 +13,7 @@ from meanaudio.codec.codec import VAE_FILE
 from meanaudio.config import TaggerCheckpointConfig
 from meanaudio.errors import InputError
 from meanaudio.guidance import DecodedClassifier
+from meanaudio.models.scorer import CaptionClassifier, Scorer
 from meanaudio.models.tagger import TAGGER_FILE, make_tagger
 from meanaudio.models.transformer import NETWORK_FILE, make_network
 from meanaudio.pack import pack
@@ -234,7 +235,7 @@ def test_the_classifier_hears_the_codecs_latents_of_the_one_jump_estimate(model)
 
 
 def test_a_mistaken_clip_moves_away_from_what_it_is_mistaken_for(model):
-    made = model.generate("rain", steps=1, seed=0, classifier=Wrong([[1.0]]), classifier_scale=4.0)
+    made = model.generate("rain", steps=1, seed=0, classifier=Wrong([[1.0]]), classifier_scale=4.0, classifier_reference="rival")
     assert made.evaluations == 2
     negative = model.generate("rain", steps=1, seed=0, guidance_scale=4.0, negative_prompt="dog")
     torch.testing.assert_close(made.samples, negative.samples, atol=1e-3, rtol=1e-2)
@@ -247,16 +248,33 @@ def test_with_another_guidance_there_are_still_two_evaluations_a_step(model, che
         base = model.generate("rain", steps=2, seed=0, guidance_scale=3.0, **options)
         sure = model.generate("rain", steps=2, seed=0, guidance_scale=3.0, classifier=Sure([[1.0]]), **options)
         torch.testing.assert_close(sure.samples, base.samples, atol=1e-4, rtol=1e-3)
-        wrong = model.generate("rain", steps=2, seed=0, guidance_scale=3.0, classifier=Wrong([[1.0]]), **options)
+        rival = {"classifier": Wrong([[1.0]]), "classifier_reference": "rival"}
+        wrong = model.generate("rain", steps=2, seed=0, guidance_scale=3.0, **rival, **options)
         away = model.generate("rain", steps=2, seed=0, guidance_scale=3.0, negative_prompt="dog", **options)
         torch.testing.assert_close(wrong.samples, away.samples, atol=1e-3, rtol=1e-2)
         assert base.evaluations == sure.evaluations == wrong.evaluations == 4
 
 
+def test_a_mistaken_clip_is_guided_further_from_where_guidance_leads_away(model, checkpoint_copy):
+    """The scale is the classifier's, the reference that of guidance: no text, a negative prompt, a weaker network."""
+    folder = change(checkpoint_copy, seed=11)
+    for options in ({}, {"negative_prompt": "hum"}, {"guide_with": folder}):
+        further = model.generate("rain", steps=2, seed=0, guidance_scale=5.0, **options)
+        for scale in (1.0, 2.0) if "guide_with" not in options else (2.0,):
+            wrong = model.generate(
+                "rain", steps=2, seed=0, guidance_scale=scale, classifier=Wrong([[1.0]]), classifier_scale=5.0, **options
+            )
+            torch.testing.assert_close(wrong.samples, further.samples, atol=1e-3, rtol=1e-2)
+            assert wrong.evaluations == 4
+
+
 def test_a_distilled_checkpoint_may_have_a_classifier(distilled):
-    sure = distilled.generate("rain", steps=2, seed=0, guidance_scale=3.0, classifier=Sure([[1.0]]))
+    rival = {"classifier_reference": "rival"}
+    sure = distilled.generate("rain", steps=2, seed=0, guidance_scale=3.0, classifier=Sure([[1.0]]), **rival)
     assert torch.equal(sure.samples, distilled.generate("rain", steps=2, seed=0, guidance_scale=3.0).samples)
-    wrong = distilled.generate("rain", steps=2, seed=0, guidance_scale=3.0, classifier=Wrong([[1.0]]))
+    wrong = distilled.generate("rain", steps=2, seed=0, guidance_scale=3.0, classifier=Wrong([[1.0]]), **rival)
+    with pytest.raises(InputError, match="has learned to move away from no text; use 'rival'"):
+        distilled.generate("rain", steps=2, seed=0, guidance_scale=3.0, classifier=Sure([[1.0]]))
     assert (sure.evaluations, wrong.evaluations) == (2, 4)
     assert (sure.samples - wrong.samples).abs().max() > 1e-3
 
@@ -283,6 +301,39 @@ def test_a_taggers_folder_is_an_option_that_is_kept_with_the_sound(model, tagger
     found.pop("model")
     again = model.generate(found.pop("prompt"), **found)
     assert torch.equal(again.samples, made.samples)
+
+
+@pytest.mark.parametrize("reference", ["base", "rival"])
+@pytest.mark.filterwarnings("ignore::meanaudio.errors.OutsideKnowledge")
+def test_a_scorer_is_a_classifier_of_captions_for_any_prompt(scored_checkpoint, tmp_path, fast_text, reference):
+    """The scorer of a checkpoint, and one in a folder of its own."""
+    model = MeanAudio.from_pretrained(scored_checkpoint, device="cpu")
+    write_scorer(tmp_path / "scorer", scored_checkpoint, {"rain": 5, "a dog barks": 2, "wind in the trees": 1})
+    prompts, options = ["a dog barks", "un orage", "..."], {"steps": 2, "seed": 0, "classifier_reference": reference}
+    made = model.generate(prompts, classifier=scored_checkpoint, **options)
+    assert torch.equal(made.samples, model.generate(prompts, classifier=tmp_path / "scorer", **options).samples)
+    assert made.parameters[1]["classifier_reference"] == reference
+    assert 2 <= made.evaluations <= 4
+    alone = model.generate("...", classifier=scored_checkpoint, **{**options, "seed": 2})
+    torch.testing.assert_close(alone.samples[0], made.samples[2], atol=1e-4, rtol=1e-3)
+
+
+def test_a_prompt_wants_the_captions_that_mean_the_same_or_else_the_nearest():
+    scorer = Scorer(latent_dim=4, pooled_dim=2, dim=8, width=8, blocks=1, outside=0.5, known={"rain": 1, "heavy rain": 1, "a dog": 1})
+    scorer.known_text.copy_(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]))
+    classifier = CaptionClassifier(scorer)
+    prompts = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.1]])
+    assert classifier.wanted(prompts).tolist() == [[True, True, False], [False, True, True], [False, False, True]]
+    latents = torch.randn(5, 16, 4)
+    expected = scorer.log_scale.exp() * scorer(latents, torch.tensor([[0.0, 1.0]]).expand(5, -1))
+    torch.testing.assert_close(classifier(latents)[:, 2], expected)
+
+
+def test_a_scorer_of_another_codec_is_no_classifier(model, scored_checkpoint, checkpoint_copy, tmp_path):
+    write_scorer(tmp_path / "scorer", scored_checkpoint, {"rain": 5})
+    write_json(tmp_path / "scorer" / "config.json", read_json(tmp_path / "scorer" / "config.json") | {"codec_hash": "f" * 64})
+    with pytest.raises(InputError, match="listens to latents of codec ffffffffffff"):
+        model.generate("rain", classifier=tmp_path / "scorer")
 
 
 def test_limits_and_the_guide_are_kept_with_the_sound(model, checkpoint_copy):

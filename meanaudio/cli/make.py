@@ -43,9 +43,13 @@ def generate(
         Optional[str], typer.Option("--guide-with", help="A weaker or earlier checkpoint to move away from; needs --guidance above 1.")
     ] = None,
     classifier: Annotated[
-        Optional[Path], typer.Option(help="A tagger's folder: clips move away from what they are mistaken for (docs/methods.md).")
+        Optional[str],
+        typer.Option(help="A tagger's or scorer's folder, or a checkpoint with a scorer: guides what sounds like something else."),
     ] = None,
     classifier_scale: Annotated[float, typer.Option("--classifier-scale", help="How far at most.")] = 3.0,
+    classifier_reference: Annotated[
+        str, typer.Option("--classifier-reference", help="From what: 'base', as guidance, or 'rival', what it is mistaken for.")
+    ] = "base",
     stochastic: Annotated[bool, typer.Option("--stochastic", help="Fresh noise at every step.")] = False,
     candidates: Annotated[
         int, typer.Option("--candidates", "-n", help="Draw so many clips a prompt, and keep what fits it best (docs/scorer.md).")
@@ -67,8 +71,8 @@ def generate(
     generate_files(
         everything, out, model=model, duration=duration, steps=steps, seed=seed, level_db=level, guidance_scale=guidance,
         negative_prompt=negative_prompt, guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier,
-        classifier_scale=classifier_scale, stochastic=stochastic, num_candidates=candidates, keep=keep, lora=lora, device=device,
-        dtype=dtype, vocoder=vocoder, compile=compile_, spectrogram=spectrogram,
+        classifier_scale=classifier_scale, classifier_reference=classifier_reference, stochastic=stochastic, num_candidates=candidates,
+        keep=keep, lora=lora, device=device, dtype=dtype, vocoder=vocoder, compile=compile_, spectrogram=spectrogram,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from meanaudio.models.listener import Listener
 
 SCORER_FILE, KNOWN_FILE = "scorer.safetensors", "known.json"
 FIRST_SCALE = 10.0
+ALIKE = 0.6  # cosine of sentence vectors from which on captions are taken to mean the same: "rain falls", "heavy rain"
 
 
 class Scorer(Listener):
@@ -59,6 +60,25 @@ class Scorer(Listener):
             [(captions[i], cosine) for i, cosine in zip(*row, strict=True)]
             for row in zip(found.indices.tolist(), found.values.tolist(), strict=True)
         ]
+
+
+class CaptionClassifier:
+    """A scorer as a classifier of latents (guidance.Classifier): which of the captions that it was taught does a clip fit?"""
+
+    related = None
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.classes = scorer, tuple(scorer.known)
+        self.text = scorer.read(scorer.known_text)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Latents [B, L, C] -> logits [B, K], of the softmax that the scorer was trained by."""
+        return self.scorer.log_scale.exp() * self.scorer.hear(latents) @ self.text.T
+
+    def wanted(self, pooled: Tensor) -> Tensor:
+        """[B, K] True at the captions that mean what the prompts with sentence vectors [B, P] do, or come nearest to it."""
+        cosines = F.normalize(pooled.float(), dim=-1) @ self.scorer.known_text.T
+        return cosines >= cosines.amax(1, keepdim=True).clamp_max(ALIKE)
 
 
 def make_scorer(config: ScorerCheckpointConfig, known: Mapping[str, int]) -> Scorer:
