@@ -6,7 +6,6 @@ import secrets
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -274,11 +273,10 @@ class MeanAudio:
         options = {
             "negative_prompt": negative_prompt, "guidance_limits": None if tuple(guidance_limits) == ALWAYS else list(guidance_limits),
             "guide_with": guide_with and str(guide_with), "stochastic": stochastic or None,
-            "classifier": str(classifier) if isinstance(classifier, str | Path) else None,
-            "classifier_scale": classifier_scale if isinstance(classifier, str | Path) else None,
-            "classifier_reference": classifier_reference if isinstance(classifier, str | Path) else None,
         }  # fmt: skip
         shared |= {key: value for key, value in options.items() if value is not None}
+        if isinstance(classifier, str | Path):
+            shared |= {"classifier": str(classifier), "classifier_scale": classifier_scale, "classifier_reference": classifier_reference}
         parameters = [{"prompt": p, "seed": first + k, **shared} for k, p in enumerate(prompts)]
         if num_candidates > 1:
             latents, parameters = self._ranked(latents, text, parameters, seeds, keep)
@@ -359,25 +357,21 @@ class MeanAudio:
         )  # fmt: skip
         weaker = None if guide_with is None else self._weaker(guide_with)
         settings = ClassifierGuidance(scale=classifier_scale, reference=classifier_reference)
-        moves = guidance_scale != 1 or (classifier is not None and classifier_reference == "base")
+        hear = self._classifier(classifier) if isinstance(classifier, str | Path) else classifier
+        moves = guidance_scale != 1 or (hear is not None and classifier_reference == "base")
         from_null = negative_prompt is None and weaker is None and moves and self.config.guidance_range is None
         negative = [negative_prompt] if negative_prompt is not None else [""] if from_null and self.null_text is None else []
         features = self.encode_text([*prompts, *negative])
         text, away = features[: len(prompts)], features[-1:] if negative else self.null_text if from_null else None
         steering = Steering(scale=guidance_scale, limits=limits, away=away, weaker=weaker, settings=settings)
-        if classifier is None:
+        if hear is None:
             return text, steering
 
-        hear = self._classifier(classifier) if isinstance(classifier, str | Path) else classifier
         if isinstance(hear, CaptionClassifier):
             wanted = hear.wanted(text.pooled)
         else:
             wanted = wanted_classes(prompts, hear.classes, hear.related).to(self.device)
-        class_text = partial(self._text_of, hear.classes) if classifier_reference == "rival" else None
-        return text, replace(steering, classifier=hear, wanted=wanted, class_text=class_text)
-
-    def _text_of(self, classes: Sequence[str], chosen: Sequence[int]) -> TextFeatures:
-        return self.encode_text([classes[i] for i in chosen])
+        return text, replace(steering, classifier=hear, wanted=wanted, class_text=lambda k: self.encode_text([hear.classes[i] for i in k]))
 
     def _classifier(self, name_or_path: str | Path) -> Classifier:
         """A tagger, or a scorer by the captions it was taught."""

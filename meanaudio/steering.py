@@ -176,11 +176,10 @@ def fitting_scorer(folder: Path, config: CheckpointConfig, codecs: set[str]) -> 
     Raises InputError if there is none, or if it was trained for another codec or text encoder than the network of `config`.
     """
     values = read_json(folder / "config.json")
-    if "network" in values:
-        values = values.get("scorer") or {}
-    if not values:
+    section = values.get("scorer") if "network" in values else values
+    if section is None:
         raise InputError(f"{folder}: a checkpoint without a scorer")
-    found = parse(ScorerCheckpointConfig, values, str(folder / "config.json"))
+    found = parse(ScorerCheckpointConfig, section, str(folder / "config.json"))
     if found.codec_hash not in codecs:
         raise InputError(f"{folder}: listens to latents of codec {found.codec_hash[:12]}, this network makes those of {min(codecs)[:12]}")
     if found.text != config.text:

@@ -52,9 +52,13 @@ class Scorer(Listener):
         """How well each clip [B, L, C] fits its own caption [B, P]: [B]."""
         return (self.hear(latents) * self.read(pooled)).sum(-1)
 
+    def cosines(self, pooled: Tensor) -> Tensor:
+        """Of sentence vectors [B, P] to those of the known captions: [B, K]."""
+        return F.normalize(pooled.float(), dim=-1) @ self.known_text.T
+
     def nearest(self, pooled: Tensor, count: int = 3) -> list[list[tuple[str, float]]]:
         """For each of the sentence vectors [B, P] the nearest known captions and their cosines, the nearest first."""
-        found = (F.normalize(pooled.float(), dim=-1) @ self.known_text.T).topk(min(count, len(self.known)))
+        found = self.cosines(pooled).topk(min(count, len(self.known)))
         captions = list(self.known)
         return [
             [(captions[i], cosine) for i, cosine in zip(*row, strict=True)]
@@ -77,7 +81,7 @@ class CaptionClassifier:
 
     def wanted(self, pooled: Tensor) -> Tensor:
         """[B, K] True at the captions that mean what the prompts with sentence vectors [B, P] do, or come nearest to it."""
-        cosines = F.normalize(pooled.float(), dim=-1) @ self.scorer.known_text.T
+        cosines = self.scorer.cosines(pooled)
         return cosines >= cosines.amax(1, keepdim=True).clamp_max(ALIKE)
 
 
