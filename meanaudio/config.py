@@ -325,13 +325,21 @@ class ObjectiveConfig(Config):
 
 
 class SceneConfig(Config):
-    """Weights of the ways short clips are composed into one training window; max_lead: seconds of silence before the first sound."""
+    """Weights of the ways short clips are composed into one training window.
+
+    max_lead: seconds of silence at most before the first sound. paraphrase: share of captions that are said in another way.
+    """
 
     single: float = Field(0.4, ge=0)
     repeat: float = Field(0.2, ge=0)
     sequence: float = Field(0.2, ge=0)
     overlay: float = Field(0.2, ge=0)
     max_lead: float = Field(0.5, ge=0)
+    paraphrase: float = Field(0.0, ge=0, le=1)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {kind: getattr(self, kind) for kind in ("single", "repeat", "sequence", "overlay")}
 
 
 class WindowConfig(Config):

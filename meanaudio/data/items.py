@@ -119,7 +119,9 @@ class Scenes:
 
     def __init__(self, clips: Sequence[Clip], count: int, sample_rate: int, seconds: float, seed: int, config: SceneConfig) -> None:
         self.count = count
-        self.composer = SceneComposer(clips, sample_rate, seconds, seed, config.model_dump(exclude={"max_lead"}), max_lead=config.max_lead)
+        self.composer = SceneComposer(
+            clips, sample_rate, seconds, seed, config.weights, max_lead=config.max_lead, paraphrased=config.paraphrase
+        )
 
     def __len__(self) -> int:
         return self.count

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from meanaudio.audio import load_audio
 from meanaudio.data.manifest import Clip
+from meanaudio.data.paraphrases import paraphrase
 from meanaudio.data.phrases import is_repeated, overlay_phrase, repeat_phrase, sequence_phrase
 from meanaudio.errors import InputError
 
@@ -50,6 +51,7 @@ class SceneComposer:
 
     clips: what to compose; captions are drawn evenly, then a clip of the caption. weights: shares of single, repeat, sequence and overlay.
     max_lead: seconds of silence at most before the first sound; who types a prompt wants to hear it at once.
+    paraphrased: share of captions that get another wording (data/paraphrases.py) before they are joined.
     load: (clip, sample_rate) -> [N] float32, read once a clip and kept in memory.
     """
 
@@ -62,6 +64,7 @@ class SceneComposer:
         weights: Mapping[str, float] | None = None,
         *,
         max_lead: float = 0.5,
+        paraphrased: float = 0.0,
         load: Callable[[Clip, int], Tensor] | None = None,
     ) -> None:
         weights = dict(WEIGHTS if weights is None else weights)
@@ -73,7 +76,9 @@ class SceneComposer:
             raise InputError("no clips to compose scenes of")
         if seed < 0:
             raise InputError(f"the seed is {seed}; it must be 0 or more")
-        self.sample_rate, self.seed = sample_rate, seed
+        if not 0 <= paraphrased <= 1:
+            raise InputError(f"paraphrased = {paraphrased}: a share, 0 to 1")
+        self.sample_rate, self.seed, self._paraphrased = sample_rate, seed, paraphrased
         self.num_samples = round(seconds * sample_rate)
         self._lead = round(max_lead * sample_rate)
         if self.num_samples < sample_rate:
@@ -114,7 +119,7 @@ class SceneComposer:
     def _single(self, audio: np.ndarray, rng: np.random.Generator, clip: Clip) -> tuple[str, list[Clip]]:
         piece = self._piece(clip, len(audio), rng)
         self._add(audio, piece, self._start(rng, len(audio) - len(piece)))
-        return clip.caption, [clip]
+        return self._say(clip, rng), [clip]
 
     def _repeat(self, audio: np.ndarray, rng: np.random.Generator, clip: Clip) -> tuple[str, list[Clip]]:
         """The same caption several times: one take, or takes of one group."""
@@ -133,7 +138,7 @@ class SceneComposer:
         gap = rng.uniform(0.05, 0.9) * self.sample_rate
         gaps = (gap * rng.uniform(0.8, 1.2, len(pieces) - 1)).astype(int)
         self._lay(audio, pieces, gaps, rng)
-        return repeat_phrase(clip.caption, len(pieces), rng), clips[: len(pieces)]
+        return repeat_phrase(self._say(clip, rng), len(pieces), rng), clips[: len(pieces)]
 
     def _sequence(self, audio: np.ndarray, rng: np.random.Generator, clip: Clip) -> tuple[str, list[Clip]]:
         clips = [clip]
@@ -151,7 +156,7 @@ class SceneComposer:
         pieces = [self._piece(c, length, rng) for c, length in zip(clips, lengths, strict=True)]
         gaps = (rng.uniform(0.0, 1.0, len(pieces) - 1) * self.sample_rate).astype(int)
         self._lay(audio, pieces, gaps, rng)
-        return sequence_phrase([c.caption for c in clips], rng), clips
+        return sequence_phrase([self._say(c, rng) for c in clips], rng), clips
 
     def _overlay(self, audio: np.ndarray, rng: np.random.Generator, clip: Clip) -> tuple[str, list[Clip]]:
         """The clip over a longer one, which is quieter and repeated until it fills the scene."""
@@ -168,7 +173,12 @@ class SceneComposer:
             offset += len(bed) + pause
         piece = self._piece(clip, len(audio), rng, level)
         self._add(audio, piece, self._offset(rng, len(audio) - len(piece)))
-        return overlay_phrase(clip.caption, background.caption, rng), [clip, background]
+        return overlay_phrase(self._say(clip, rng), self._say(background, rng), rng), [clip, background]
+
+    def _say(self, clip: Clip, rng: np.random.Generator) -> str:
+        """The clip's caption, or another wording of it."""
+        # nothing is drawn where nothing is paraphrased: those scenes stay what they were
+        return paraphrase(clip.caption, rng) if self._paraphrased and rng.random() < self._paraphrased else clip.caption
 
     # ---- drawing clips
 

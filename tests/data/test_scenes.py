@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meanaudio.data.manifest import Clip
+from meanaudio.data.paraphrases import wordings
 from meanaudio.data.phrases import caption_form, is_repeated, overlay_phrase, repeat_phrase, sequence_phrase
 from meanaudio.data.scenes import WEIGHTS, SceneComposer, make_take
 from meanaudio.errors import InputError
@@ -71,6 +73,26 @@ def test_clips_in_any_order_give_the_captions_evenly():
     counts = Counter(make(i).caption for i in range(1000))
     assert set(counts) == set(CAPTIONS)
     assert min(counts.values()) > 150  # five captions, 200 each, though one has six clips
+
+
+def test_paraphrases_change_captions_alone_of_single_scenes():
+    weights = {"single": 1.0}
+    plain, other, some = (composer(weights=weights, paraphrased=share) for share in (0.0, 1.0, 0.5))
+    unchanged = 0
+    for index in range(60):
+        scene, said = plain(index), other(index)
+        assert scene.clip_ids == said.clip_ids
+        assert torch.equal(scene.audio, said.audio)
+        assert said.caption in wordings(scene.caption)
+        unchanged += some(index).caption == scene.caption
+    assert 15 < unchanged < 45
+
+
+def test_every_sound_of_a_joined_scene_may_be_paraphrased():
+    make = composer(weights={"sequence": 1.0}, paraphrased=1.0)
+    captions = [make(index).caption for index in range(60)]
+    assert not any(re.search(r"a dog barks\b.*a bell rings\b", caption) for caption in captions)
+    assert any("barking" in caption and "ringing" in caption for caption in captions)
 
 
 def test_weights_choose_the_kind():
@@ -137,6 +159,7 @@ def test_trim_and_measure():
         ({"weights": {"single": -1}}, "0 or more"),
         ({"seconds": 0.2}, "must last 1 s"),
         ({"seed": -1}, "the seed is -1"),
+        ({"paraphrased": 1.5}, "paraphrased = 1.5: a share"),
         ({"clips": []}, "no clips"),
     ],
 )
