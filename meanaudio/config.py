@@ -101,11 +101,15 @@ class BigVGANConfig(Config):
 
 
 class CodecConfig(Config):
-    """`kind` says which VAE and which vocoder; a section without it is of the first kind."""
+    """`kind` says which VAE and which vocoder; a section without it is of the first kind.
+
+    texture: deviation, in log10 units, of the noise that decoded mels get before the vocoder; see codec/texture.py.
+    """
 
     mel: MelConfig = MelConfig()
     vae: VAEConfig | ReleaseVAEConfig = Field(VAEConfig(), discriminator="kind")
     vocoder: VocoderConfig | BigVGANConfig = Field(VocoderConfig(), discriminator="kind")
+    texture: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -15,6 +15,7 @@ from meanaudio.checkpoint import load_module, read_json
 from meanaudio.codec.bigvgan import BigVGAN
 from meanaudio.codec.mel import LogMel
 from meanaudio.codec.release_vae import ReleaseVAE
+from meanaudio.codec.texture import add_texture
 from meanaudio.codec.vae import MelVAE
 from meanaudio.codec.vocos import Vocos
 from meanaudio.config import BigVGANConfig, CodecConfig, MelConfig, ReleaseVAEConfig, VAEConfig, VocoderConfig, parse
@@ -80,7 +81,12 @@ class Codec(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents [B, L, C] -> audio [B, L * samples_per_latent], not limited to [-1, 1]."""
-        return self.vocoder(self.vae.decode(latents))
+        return self.vocoder(self.decode_mel(latents))
+
+    def decode_mel(self, latents: Tensor) -> Tensor:
+        """latents [B, L, C] -> log10 mel [B, M, F] as the vocoder gets it, with the config's texture."""
+        mel = self.vae.decode(latents)
+        return add_texture(mel, self.config.texture) if self.config.texture else mel
 
     def reconstruct(self, audio: Tensor) -> Tensor:
         """Through the posterior's mean and back: audio [B, N] -> audio [B, N]."""

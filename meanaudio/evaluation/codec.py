@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,6 @@ from meanaudio.codec.losses import stft_distance
 from meanaudio.data.manifest import read_manifest
 from meanaudio.errors import InputError
 from meanaudio.plots import save_spectrograms
-
-METHODS = ("griffin-lim-32", "vocoder", "codec", "griffin-lim-32 of vae")
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,13 @@ def evaluate_codec(
     seed: int = 0,
     shown: int = 8,
 ) -> CodecTable:
-    """Rebuild every clip of `splits` (its first `longest` seconds) by each of METHODS; write the table, pictures and sounds into `out`."""
+    """Rebuild every clip of `splits` (its first `longest` seconds) by each method; write the table, pictures and sounds into `out`."""
     codec = codec if isinstance(codec, Codec) else load_codec(codec)
     clips = [clip for clip in read_manifest(manifest) if clip.split in splits]
     if not clips:
         raise InputError(f"{manifest}: no clip of split {' or '.join(splits)}")
     rate = codec.spec.sample_rate
-    sums = {name: torch.zeros(2, dtype=torch.float64) for name in METHODS}
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
     samples = 0
     for i, clip in enumerate(clips):
         audio = _whole_latents(load_audio(clip.audio, rate, clip.start, min(clip.duration or longest, longest)), codec)
@@ -80,16 +79,18 @@ def _whole_latents(audio: Tensor, codec: Codec) -> Tensor:
 
 
 def _rebuild(codec: Codec, audio: Tensor, seed: int) -> dict[str, Tensor]:
-    """audio [N] by each method, [N]."""
+    """audio [N] by each method, [N]. "codec" is what is heard in use; without its texture it is nearer in distance, and duller."""
     mel = codec.mel(audio[None])
-    through = codec.vae.decode(codec.vae.encode(mel).mean)
-    made = (
-        griffin_lim(mel[0], codec.config.mel, seed=seed),
-        codec.vocoder(mel)[0],
-        codec.vocoder(through)[0],
-        griffin_lim(through[0], codec.config.mel, seed=seed),
-    )
-    return dict(zip(METHODS, made, strict=True))
+    latents = codec.vae.encode(mel).mean
+    through = codec.vae.decode(latents)
+    bare = {"codec, no texture": codec.vocoder(through)[0]} if codec.config.texture else {}
+    return {
+        "griffin-lim-32": griffin_lim(mel[0], codec.config.mel, seed=seed),
+        "vocoder": codec.vocoder(mel)[0],
+        "codec": codec.decode(latents)[0],
+        **bare,
+        "griffin-lim-32 of vae": griffin_lim(through[0], codec.config.mel, seed=seed),
+    }
 
 
 def _distances(codec: Codec, audio: Tensor, reference: Tensor) -> tuple[float, float]:

@@ -129,7 +129,8 @@ class VAETask(_CodecTask):
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:
-        """Log10-mel L1 through the posterior's mean and through a draw; statistics of the latents; pictures and Griffin-Lim sounds."""
+        """Log10-mel L1 through the posterior's mean and through a draw; the root mean square of what the mean leaves out, which is what
+        codec.texture should be; statistics of the latents; pictures and Griffin-Lim sounds."""
         mel = self.mel(self.held_out.to(self.device))
         posterior = network.encode(mel)  # type: ignore[operator]
         rebuilt = network.decode(posterior.mean)  # type: ignore[operator]
@@ -143,6 +144,7 @@ class VAETask(_CodecTask):
         return {
             "mel_l1": (rebuilt - mel).abs().mean().item(),
             "mel_l1_drawn": (drawn - mel).abs().mean().item(),
+            "mel_left_out": (rebuilt - mel).square().mean().sqrt().item(),
             "mean_std": deviation.mean().item(),
             "mean_std_min": deviation.min().item(),
             "mean_std_max": deviation.max().item(),

@@ -42,6 +42,17 @@ def test_round_trip_of_a_folder(codec, folder):
     assert load_vae(folder)[1] == TINY_CODEC
 
 
+def test_texture_is_part_of_decoding_and_of_nothing_else(codec):
+    audio = 0.1 * normals(2, 8192)
+    rough = Codec(TINY_CODEC.model_copy(update={"texture": 0.1}), codec.vae, codec.vocoder)
+    latents = codec.encode(audio).mean
+    assert torch.equal(rough.encode(audio).mean, latents)
+    assert (rough.decode_mel(latents) - codec.decode_mel(latents)).std().item() == pytest.approx(0.1, rel=0.05)
+    assert torch.equal(codec.decode_mel(latents), codec.vae.decode(latents))
+    assert not torch.equal(rough.decode(latents), codec.decode(latents))
+    torch.testing.assert_close(rough.decode(latents)[:1], rough.decode(latents[:1]))
+
+
 def test_broken_folders_are_refused(folder):
     state = load_file(folder / VAE_FILE)
     name = next(iter(state))
