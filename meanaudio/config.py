@@ -279,10 +279,12 @@ ObjectiveKind = Literal[
     "interval_splitting",
     "finite_difference",
     "guidance_distillation",
+    "mean_flow_distillation",
     "progressive_distillation",
 ]
+UNSCALED = {"flow_matching", "mean_flow", "mean_flow_distillation"}  # objectives whose network does not take the guidance scale
 INSTANT = {"flow_matching", "guidance_distillation"}  # objectives that only look at r = t
-DISTILLED = {"guidance_distillation", "progressive_distillation"}  # objectives with a teacher
+DISTILLED = {"guidance_distillation", "mean_flow_distillation", "progressive_distillation"}  # objectives with a teacher
 
 
 class ObjectiveConfig(Config):
@@ -312,14 +314,20 @@ class ObjectiveConfig(Config):
     adaptive_epsilon: float = Field(1e-3, gt=0)
     adaptive_power: float = Field(1.0, ge=0)
 
+    @property
+    def guidance_scale(self) -> float:
+        """The scale that omega and kappa amount to, once guidance is mixed in whole."""
+        return self.omega / (1 - self.kappa)
+
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self):
         if self.kind in DISTILLED and self.teacher is None:
             raise ValueError(f"{self.kind} needs teacher, the folder of a checkpoint")
         if self.kind == "guidance_distillation" and self.scale is None:
             raise ValueError("guidance_distillation needs scale, such as {low: 1, high: 8}")
-        if self.kind in ("flow_matching", "mean_flow") and self.scale is not None:
-            raise ValueError(f"{self.kind} draws no guidance scale; kinds that do: {', '.join(get_args(ObjectiveKind)[2:])}")
+        if self.kind in UNSCALED and self.scale is not None:
+            others = [kind for kind in get_args(ObjectiveKind) if kind not in UNSCALED]
+            raise ValueError(f"{self.kind} draws no guidance scale; kinds that do: {', '.join(others)}")
         if self.kind != "mean_flow" and self.dropped_rows == "release":
             raise ValueError(f"dropped_rows 'release' is for mean_flow, not {self.kind}")
         return self

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meanaudio.config import DISTILLED, INSTANT, HalvingConfig, ObjectiveConfig, TrainConfig, constant
+from meanaudio.config import INSTANT, HalvingConfig, ObjectiveConfig, TrainConfig, constant
 from meanaudio.evaluation.probe import Memory, seconds_waited
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.memory import keep_freed_memory
@@ -93,7 +93,7 @@ def objective_variants(config: TrainConfig) -> dict[str, Variant]:
     teacher = make_network(config.network).requires_grad_(False)
     found = {}
     for kind in OBJECTIVES:
-        for guidance in (0.0, 1.0) if kind not in INSTANT | DISTILLED else (0.0,):
+        for guidance in (0.0,) if kind in INSTANT | {"progressive_distillation"} else (0.0, 1.0):
             changes = {"kind": kind, "guidance": constant(guidance), "alpha": constant(0.5), "halving": HalvingConfig(steps=8, first=16)}
             objective = make_objective(config.objective.model_copy(update=changes), teacher)
             loss = partial(_at_scale, objective, 4.0) if kind == "guidance_distillation" else objective.loss

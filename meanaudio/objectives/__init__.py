@@ -19,6 +19,7 @@ from meanaudio.objectives.guidance_distillation import draw_guided_instants, gui
 from meanaudio.objectives.improved_mean_flow import improved_mean_flow
 from meanaudio.objectives.interval_splitting import interval_splitting
 from meanaudio.objectives.mean_flow import draw_intervals, mean_flow
+from meanaudio.objectives.mean_flow_distillation import mean_flow_distillation
 from meanaudio.objectives.progressive_distillation import draw_steps, progressive_distillation
 from meanaudio.objectives.two_times import draw_two_times
 from meanaudio.types import Draws, Loss, Network, TextFeatures
@@ -33,6 +34,7 @@ OBJECTIVES: dict[str, tuple[Callable[..., Draws], Callable[..., Loss]]] = {
     "interval_splitting": (draw_two_times, interval_splitting),
     "finite_difference": (draw_two_times, finite_difference),
     "guidance_distillation": (draw_guided_instants, guidance_distillation),
+    "mean_flow_distillation": (draw_intervals, mean_flow_distillation),
     "progressive_distillation": (draw_steps, progressive_distillation),
 }
 

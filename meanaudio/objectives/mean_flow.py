@@ -103,15 +103,19 @@ def mean_flow_at(
         rows = torch.ones_like(keep) if config.dropped_rows == "release" else keep
         full = guided_velocity(net, z, t, v, u.detach(), text, null, rows=rows, known=keep & ~moving, config=config)
         v_g = torch.lerp(v, full, guidance)
+    return regress_mean_velocity(net, u, z, v_g, t, r, kept, config)
 
-    # Target
-    target = v_g
+
+def regress_mean_velocity(
+    net: Network, u: Tensor, z: Tensor, v: Tensor, t: Tensor, r: Tensor, text: TextFeatures, config: ObjectiveConfig
+) -> Loss:
+    """Adaptively weighted squared error of u = u(z, t, r) [B, L, C] against v - (t - r) du/dt, the derivative along v."""
+    moving = r < t
+    target = v
     if moving.any():
-        derivative = total_derivative(net, z[moving], t[moving], r[moving], v_g[moving], kept[moving])
-        target = v_g.clone()
-        target[moving] -= expand(t - r, x)[moving] * derivative
-
-    # Loss
+        derivative = total_derivative(net, z[moving], t[moving], r[moving], v[moving], text[moving])
+        target = v.clone()
+        target[moving] -= expand(t - r, z)[moving] * derivative
     error = (u - target).square().flatten(1).mean(1)
     per_sample = error / (error.detach() + config.adaptive_epsilon) ** config.adaptive_power
     logs = {"loss": per_sample.mean().item(), "error": error.mean().item()}

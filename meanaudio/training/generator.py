@@ -138,7 +138,7 @@ class GeneratorTask:
         check_same_latents(
             folder, found, codecs={self.train.index["codec_hash"]}, text=self.config.text, mean=self.mean.tolist(), std=self.std.tolist()
         )
-        if objective.kind == "guidance_distillation":
+        if objective.kind != "progressive_distillation":
             if found.guidance_range is not None:
                 raise InputError(f"teacher {folder} takes the guidance scale already; it must be a network that is guided by two passes")
         else:

@@ -1,13 +1,14 @@
 """Guided distillation: exact targets for every scale and every number of steps, and counted teacher passes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from fakes import LATENT_DIM, normals
 from test_objectives import LENGTH, NULL, TEXT, Analytic, answer, draws, gaussian_flow
 
-from meanaudio.config import HalvingConfig, ObjectiveConfig, ScaleConfig
+from meanaudio.config import HalvingConfig, ObjectiveConfig, ScaleConfig, constant
 from meanaudio.flow import expand, interpolate
 from meanaudio.objectives import make_objective
 from meanaudio.objectives.guidance_distillation import clean_weight
@@ -105,6 +106,41 @@ def test_the_weight_is_the_truncated_signal_to_noise_ratio_of_the_clean_latents(
     t = torch.linspace(0.05, 1, 20)
     snr = ((1 - t) / t) ** 2
     torch.testing.assert_close(clean_weight(t), snr.clamp_min(1) * t**2)
+
+
+# ---------------------------------------------------------------- mean velocities of a teacher
+
+
+def mean_distillation(**changes) -> ObjectiveConfig:
+    values = {"kind": "mean_flow_distillation", "teacher": "given", "text_dropout": 0.0, "adaptive_power": 0.0, "omega": 1.0, "kappa": 0.5}
+    return ObjectiveConfig(**values | {"interval_fraction": constant(1.0)} | changes)
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0])
+def test_exact_mean_velocities_have_no_error_whatever_noise_was_drawn(scale):
+    """MeanFlow's own target has an error here, in every row but that of the mean: its velocity is the drawn one."""
+    v, u = gaussian_flow(scale)
+    teacher, x = Analytic(lambda z, t, r: v(z, t)), 5 * draws()[0]
+    drawn = make_objective(mean_distillation(), teacher).draw(x.shape, progress=0.0, generator=torch.Generator().manual_seed(0))
+    drawn = replace(drawn, t=torch.linspace(0.9, 0.4, len(x)), r=torch.linspace(0.5, 0.1, len(x)))
+    loss = make_objective(mean_distillation(), teacher).loss(Analytic(u), x, TEXT, NULL, drawn, progress=1.0)
+    assert loss.per_sample.max() < 1e-8
+    plain = mean_distillation(kind="mean_flow", guidance=constant(0.0))
+    assert make_objective(plain).loss(Analytic(u), x, TEXT, NULL, drawn, progress=1.0).per_sample.min() > 1e-2
+
+
+@pytest.mark.parametrize(("share", "guidance"), [(0.0, 1.0), (0.5, 1.5), (1.0, 2.0)])
+def test_the_teachers_velocity_is_guided_at_the_scale_that_omega_and_kappa_amount_to(share, guidance):
+    x = draws()[0]
+    objective = make_objective(mean_distillation(interval_fraction=constant(0.0), guidance=constant(share), text_dropout=0.5), Teacher())
+    drawn = objective.draw(x.shape, progress=0.0, generator=torch.Generator().manual_seed(3))
+    assert 0 < drawn.keep.sum() < len(x)
+
+    def guided(z, t, r):
+        scale = torch.where(drawn.keep, guidance, 0.0)  # a row without its text has the null text's velocity
+        return expand(t, z) * z + torch.lerp(answer(NULL).expand_as(answer(TEXT)), answer(TEXT), expand(scale, z))
+
+    assert objective.loss(Analytic(guided), x, TEXT, NULL, drawn, progress=0.0).per_sample.max() < 1e-9
 
 
 # ---------------------------------------------------------------- stage two

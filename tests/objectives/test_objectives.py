@@ -271,6 +271,7 @@ CONFIGS = {
     "interval_splitting": ObjectiveConfig(kind="interval_splitting", interval_fraction=HALF),
     "finite_difference": ObjectiveConfig(kind="finite_difference", interval_fraction=HALF),
     "guidance_distillation": ObjectiveConfig(kind="guidance_distillation", teacher="given", scale=ScaleConfig()),
+    "mean_flow_distillation": ObjectiveConfig(kind="mean_flow_distillation", teacher="given", interval_fraction=HALF),
     "progressive_distillation": ObjectiveConfig(kind="progressive_distillation", teacher="given"),
     "later progressive_distillation": ObjectiveConfig(
         kind="progressive_distillation", teacher="given", halving=HalvingConfig(steps=2, first=16), scale=ScaleConfig()
@@ -287,7 +288,7 @@ def network_for(name: str):
 def objective_for(name: str) -> Objective:
     """The objective, with a teacher of the kind it takes."""
     config, teacher = CONFIGS[name], None
-    if config.kind == "guidance_distillation":
+    if config.kind in ("guidance_distillation", "mean_flow_distillation"):
         teacher = network(interval="none")
     elif config.kind == "progressive_distillation":
         teacher = network(interval="relative", guidance_embedding=config.scale is not None)

@@ -95,6 +95,15 @@ def test_from_flow_matching_to_one_step_through_both_stages(config, tmp_path, fl
     assert parse(CheckpointConfig, read_json(last / "config.json")).guidance_range == (1.0, 8.0)
 
 
+def test_from_flow_matching_to_mean_velocities_of_a_teacher(config, tmp_path, flow):
+    taught = of_kind(config, "mean_flow_distillation", teacher=str(flow))
+    run(taught.model_copy(update={"init_from": str(flow)}), tmp_path / "taught")
+    export = tmp_path / "taught" / "export"
+    assert parse(CheckpointConfig, read_json(export / "config.json")).guidance_range is None
+    before, after = (load_weights(folder / "network.safetensors") for folder in (flow, export))
+    assert any(not torch.equal(value, after[key]) for key, value in before.items())
+
+
 def test_a_stopped_round_is_not_followed_by_the_next(config, tmp_path, flow, monkeypatch):
     halving = of_kind(config, "progressive_distillation", teacher=str(flow), halving=HalvingConfig(steps=2, first=2))
     whole = Loop.run
