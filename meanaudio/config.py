@@ -516,6 +516,9 @@ class TrainConfig(Config):
     text_from: str | None = Field(None, description="folder of a checkpoint with the text encoder's files; codec_from if left out")
     encode_text: bool = Field(False, description="encode captions while training, in place of stored text features")
     init_from: str | None = Field(None, description="folder of a checkpoint (VAE, vocoder: of a codec) whose weights are continued")
+    init_add: tuple[str, str] | None = Field(
+        None, description="generator: two checkpoints; what the first has learned since the second is added to the weights of init_from"
+    )
     seconds: float = Field(5.12, gt=0, description="length of a generator's training window")
     latent_gain: float | None = Field(
         None,
@@ -553,6 +556,8 @@ class TrainConfig(Config):
     def _has_what_is_continued(self):
         if self.init_from is not None and self.task not in CONTINUED:
             raise ValueError(f"init_from continues the weights of {', '.join(CONTINUED)}: task {self.task} begins anew")
+        if self.init_add is not None and (self.task != "generator" or self.init_from is None or self.lora is not None):
+            raise ValueError("init_add adds to the weights of a generator's init_from, all of which are trained: no lora")
         return self
 
     @model_validator(mode="after")

@@ -121,12 +121,31 @@ class GeneratorTask:
         own = {k: v for k, v in network.state_dict().items() if k.split(".")[0] in silent}
         new = own if config.lora is None else adapter_state(network)
         load_into(network, {**{k: v for k, v in new.items() if k not in state}, **state}, folder / NETWORK_FILE)
+        if config.init_add is not None:
+            self._add_what_was_learned(network, *map(Path, config.init_add))
         mean, std = (torch.tensor(values, device=self.device) for values in (found.latent_mean, found.latent_std))
         if config.latent_gain is not None:
             deviations = self.train.statistics.std.to(self.device)
             network.rescale(torch.sqrt((1 + (deviations / self.std) ** 2) / (1 + (deviations / std) ** 2)))
             std = self.std
         self.mean, self.std = mean, std
+
+    @torch.no_grad()
+    def _add_what_was_learned(self, network: Transformer, taught: Path, before: Path) -> None:
+        """Add the difference of two checkpoints' weights (task arithmetic, Ilharco et al., arXiv 2212.04089).
+
+        A network that went on in velocities thus takes over what mean velocities had taught an earlier one. Both must be of this run's
+        network, codec and text encoder, and normalised alike; `init_from` may be normalised a little otherwise.
+        """
+        described = {folder: read_checkpoint_config(folder) for folder in (taught, before)}
+        mean, std = described[before].latent_mean, described[before].latent_std
+        for folder, found in described.items():
+            check_same_latents(folder, found, codecs={self.train.index["codec_hash"]}, text=self.config.text, mean=mean, std=std)
+            if found.network != self.config.network:
+                raise InputError(f"init_add {folder}: its network is another than the config's")
+        more, less = (load_network(folder, found.network).state_dict() for folder, found in described.items())
+        for name, value in network.state_dict().items():
+            value += (more[name] - less[name]).to(value)
 
     def _teacher(self) -> Transformer | None:
         """The frozen network that a distillation learns from. Raises InputError if it cannot teach this run's network."""

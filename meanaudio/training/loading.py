@@ -152,7 +152,14 @@ def random_set(config: TrainConfig, folder: Path, items: int) -> TrainConfig:
         write_null_text(out, _random_text(config, 1, generator))
         finish_index(out, len(sizes), count, facts)
     os.sync()
-    changes = {"data": str(folder / "shards"), "codec_from": str(codec), "init_from": None, "mixture": (), "encode_text": False}
+    changes = {
+        "data": str(folder / "shards"),
+        "codec_from": str(codec),
+        "init_from": None,
+        "init_add": None,
+        "mixture": (),
+        "encode_text": False,
+    }
     return config.model_copy(update={**changes, "network": config.network.model_copy(update={"mask_text": True})})
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -315,6 +316,33 @@ def test_a_continued_network_begins_with_the_variance_that_it_is_used_to(config,
         torch.testing.assert_close(after.audio_in[0](z * factor), before.audio_in[0](z))
         hidden = normals(2, 8, 32)
         torch.testing.assert_close(after.out(hidden), before.out(hidden) * factor)
+
+
+def test_what_one_checkpoint_learned_since_another_is_added(config, tmp_path):
+    exports = {}
+    for seed, name in enumerate(("base", "before", "taught")):
+        loop = config.loop.model_copy(update={"seed": seed})
+        loop_of(config.model_copy(update={"loop": loop}), tmp_path / name).run(until=2, progress_bar=False)
+        exports[name] = str(tmp_path / name / "export")
+    later = config.model_copy(update={"init_from": exports["base"], "init_add": (exports["taught"], exports["before"])})
+    weights = {name: load_weights(Path(export) / "network.safetensors") for name, export in exports.items()}
+    for name, value in GeneratorTask(later).networks["network"].state_dict().items():
+        torch.testing.assert_close(value, weights["base"][name] + weights["taught"][name] - weights["before"][name])
+
+    same = later.model_copy(update={"init_add": (exports["taught"], exports["base"])})  # all that "taught" has, and nothing of "base"
+    for name, value in GeneratorTask(same).networks["network"].state_dict().items():
+        torch.testing.assert_close(value, weights["taught"][name], atol=1e-6, rtol=1e-5)
+
+    described = Path(exports["taught"]) / "config.json"
+    found = json.loads(described.read_text())
+    write_json(described, found | {"network": found["network"] | {"mask_text": False}})
+    with pytest.raises(InputError, match="init_add .*taught.*its network is another"):
+        GeneratorTask(later)
+    write_json(described, found | {"latent_std": [2 * s for s in found["latent_std"]]})
+    with pytest.raises(InputError, match="taught.*normalised otherwise"):
+        GeneratorTask(later)
+    with pytest.raises(ValueError, match="init_add adds to the weights of a generator's init_from"):
+        TrainConfig(init_add=("a", "b"))
 
 
 def test_a_run_continues_from_a_checkpoints_weights(config, tmp_path):
