@@ -85,8 +85,7 @@ class Codec(nn.Module):
 
     def decode_mel(self, latents: Tensor) -> Tensor:
         """latents [B, L, C] -> log10 mel [B, M, F] as the vocoder gets it, with the config's texture."""
-        mel = self.vae.decode(latents)
-        return add_texture(mel, self.config.texture) if self.config.texture else mel
+        return add_texture(self.vae.decode(latents), self.config.texture)
 
     def reconstruct(self, audio: Tensor) -> Tensor:
         """Through the posterior's mean and back: audio [B, N] -> audio [B, N]."""

@@ -1,27 +1,53 @@
 """Other ways to say a caption, by template: what people type is seldom the caption that a library gave a sound.
 
-"a dog barks" may become "a dog is barking", "the sound of a dog barking", "barking of a dog"… The grammar is that of phrases.py: a caption
-that it cannot take apart keeps its words, and only gets an opening.
+"a dog barks" may become "a dog is barking", "the sound of a dog barking", "barking of a dog"… The grammar is that of phrases.py. A caption
+that is not surely understood keeps its words: a wrong sentence teaches more harm than a missing one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
-from meanaudio.data.phrases import ARTICLES, AUXILIARIES, MASS, NOT_VERBS, PREPOSITIONS, VERBS, caption_form
+from meanaudio.data.phrases import ARTICLES, MASS, NOT_VERBS, PREPOSITIONS, VERBS, caption_form
 
 PEOPLE = {
-    "a man": ("a person", "somebody", "a male voice"),
+    "a man": ("a person", "somebody", "a guy"),
     "an old man": ("a man", "an elderly man"),
-    "a woman": ("a person", "somebody", "a female voice"),
+    "a woman": ("a person", "somebody", "a lady"),
     "a person": ("somebody", "someone", "a human"),
     "someone": ("somebody", "a person"),
     "somebody": ("someone", "a person"),
 }
-OPENINGS = ("the sound of {}", "sound of {}", "a recording of {}", "{}, close up", "we hear {}", "you can hear {}")
+PRONOUNS = {"someone", "somebody", "something"}
+OPENINGS = ("the sound of {}", "sound of {}", "a recording of {}", "we hear {}", "you can hear {}")
+PARTICLES = {
+    "off",
+    "out",
+    "up",
+    "down",
+    "past",
+    "away",
+    "back",
+    "apart",
+    "by",
+    "open",
+    "shut",
+    "its",
+    "his",
+    "her",
+    "loudly",
+    "fast",
+    "slowly",
+}
+PLURALS = re.compile(r"(?:.*[^su']s|people|children|men|women|sheep|geese|mice|teeth)$")
+THIRD_PERSON = re.compile(r".*[^su']s$")
+PARTICIPLES = re.compile(
+    r"(?:.*ed|hit|shot|put|cut|drawn|cast|torn|thrown|struck|blown|lit|dealt|broken|torn|shut|worn|driven|played|rung|wound|dug|hung)$"
+)
+DOUBLED = {"begin", "occur", "emit", "unzip", "unwrap", "unplug", "reset", "refit"}  # verbs of more syllables that double as short ones do
+ASPECTS = {"starts", "begins", "stops", "keeps", "continues"}  # verbs before which another verb's meaning lies
 
 
 def base(verb: str) -> str:
@@ -39,46 +65,73 @@ def gerund(infinitive: str) -> str:
         return infinitive[:-2] + "ying"
     if infinitive.endswith("e") and not infinitive.endswith(("ee", "oe", "ye")):
         return infinitive[:-1] + "ing"
-    if re.fullmatch(r"(?:[^aeiou]|qu)*[aeiou][bdgmnprtlv]", infinitive) and not infinitive.endswith("ll"):
-        return infinitive + infinitive[-1] + "ing"
-    return infinitive + "ing"
+    short = re.fullmatch(r"(?:[^aeiou]|qu)*[aeiou][bdgmnprtlv]", infinitive) and not infinitive.endswith("ll")
+    return infinitive + (infinitive[-1] if short or infinitive in DOUBLED else "") + "ing"
+
+
+def _head(words: list[str]) -> int:
+    """How many words stand before the first preposition: where the verb of a short clause stands."""
+    return next((n for n, word in enumerate(words) if n and word in PREPOSITIONS), len(words))
+
+
+def _is_third_person(word: str) -> bool:
+    return bool(THIRD_PERSON.match(word)) and word not in NOT_VERBS
+
+
+def _passive(words: list[str], at: int) -> tuple[str, str, str, str] | None:
+    """ "a pistol is fired" -> "a pistol is being fired"."""
+    rest = words[at + 1 :]
+    if not rest or not PARTICIPLES.match(rest[0]) or "and" in rest or words[0] == "there":
+        return None
+    return " ".join(words[:at]), words[at], "being", " ".join(rest)
+
+
+def _verb(words: list[str], head: int) -> int | None:
+    """Where the verb of words[:head] stands, if that is sure."""
+    first = 1 if words[0] in PRONOUNS else 2 if words[0] in ARTICLES else 1
+    third = [n for n in range(first, head) if _is_third_person(words[n])]
+    if words[0] in ARTICLES or words[0] in MASS or (third and words[third[0] - 1] in MASS):
+        at = next((n for n in third if n + 1 not in third), None)  # the second of "a vehicle weapons fires"
+        if at is None or any("'s" in word for word in words[:at]):
+            return None
+        follows = words[at + 1] if at + 1 < len(words) else ""
+        if words[at] in ASPECTS and (follows == "to" or follows.endswith("ing")):
+            return None
+        sure = not follows or base(words[at]) in VERBS or any(follows in known for known in (ARTICLES, PREPOSITIONS, PARTICLES, MASS))
+        return at if sure else None
+    plural = [n for n in range(1, head) if words[n] in VERBS and PLURALS.match(words[n - 1])]
+    return plural[-1] if plural else None
 
 
 def _clause(caption: str) -> tuple[str, str, str, str] | None:
     """(subject, auxiliary of the progressive, participle, rest) of a caption that is a clause; None if it cannot be taken apart."""
     words = caption.split()
-    head = next((n for n, word in enumerate(words) if n and word in PREPOSITIONS), len(words))
-    for n, word in enumerate(words[:head]):
-        if n and word in ("is", "are"):  # "a pistol is fired" -> "a pistol is being fired"
-            rest = words[n + 1 :]
-            passive = rest and not rest[0].endswith("ing") and "and" not in rest
-            return (" ".join(words[:n]), word, "being", " ".join(rest)) if passive else None
-    third = [n for n in range(1, head) if re.search(r"[^su']s$", words[n]) and words[n] not in NOT_VERBS]
-    if words[0] in ARTICLES or words[0] in MASS or (third and words[third[0] - 1] in MASS):
-        if not third:
-            return None
-        at = next((n for n in third if n + 1 not in third), third[-1])  # "a vehicle weapons fires"
-        auxiliary, verb = "is", base(words[at])
-    else:
-        plural = [n for n in range(1, head) if words[n] in VERBS]
-        if not plural:
-            return None
-        at = plural[-1]
-        auxiliary, verb = "are", words[at]
-    rest = words[at + 1 :]
-    # left alone: "a footstep that echoes", "water drops drip", "a shotgun fires and is pumped"
-    if "that" in words[:at] or (rest and rest[0] in VERBS) or AUXILIARIES & set(rest):
+    if re.search(r"[,.;:]", caption) or {"then", "that", "while", "as", "has", "have", "was", "were"} & set(words):
         return None
-    end = next((n for n, word in enumerate(rest) if word in PREPOSITIONS and word != "and"), len(rest))
-    for n in range(1, end):  # "a dog barks and whines": every verb
-        if rest[n - 1] == "and" and (auxiliary == "are" or re.search(r"[^su']s$", rest[n])):
-            rest[n] = gerund(base(rest[n]) if auxiliary == "is" else rest[n])
-    return " ".join(words[:at]), auxiliary, gerund(verb), " ".join(rest)
+    head = _head(words)
+    auxiliaries = [n for n, word in enumerate(words) if word in ("is", "are")]
+    if auxiliaries:
+        return _passive(words, auxiliaries[0]) if 0 < auxiliaries[0] < head and len(auxiliaries) == 1 else None
+    at = _verb(words, head)
+    if at is None:
+        return None
+    singular = _is_third_person(words[at])
+    rest = words[at + 1 :]
+    if rest and rest[0] in VERBS:  # "water drops drip"
+        return None
+    if "and" in rest:  # "a dog barks and whines" is sure, "a dog barks and a man speaks" is another sentence
+        verb = rest[-1]
+        alone = rest.index("and") == len(rest) - 2 and not PREPOSITIONS & set(rest[:-2]) - PARTICLES
+        if not alone or not (_is_third_person(verb) if singular else verb in VERBS):
+            return None
+        rest[-1] = gerund(base(verb) if singular else verb)
+    verb = gerund(base(words[at]) if singular else words[at])
+    return " ".join(words[:at]), "is" if singular else "are", verb, " ".join(rest)
 
 
 def _bare(phrase: str) -> str:
     """Without its article."""
-    return re.sub(r"^(?:an?|the|one)\s+", "", phrase)
+    return re.sub(r"^(?:an?|the|one(?! of))\s+", "", phrase)
 
 
 def _join(*parts: str) -> str:
@@ -88,29 +141,34 @@ def _join(*parts: str) -> str:
 def wordings(caption: str) -> list[str]:
     """All that `paraphrase` chooses from: `caption` is not among them."""
     caption = caption.strip().rstrip(".!;,")
-    options = [_bare(caption)]
-    clause = _clause(caption) if caption_form(caption) == "clause" and not set(caption.split()) & (AUXILIARIES - {"is", "are"}) else None
+    plain = caption[:1].lower() + caption[1:] if caption[1:2].islower() or caption[1:2] == " " else caption
+    form, words = caption_form(plain), plain.split()
+    clause = _clause(plain) if form == "clause" else None
+    options, said = [], [plain]
     if clause is not None:
         subject, auxiliary, participle, rest = clause
-        progressive = _join(subject, auxiliary, participle, rest)
-        phrase = _join(subject, participle, rest)
-        options += [progressive, progressive, phrase, _bare(phrase), *(opening.format(phrase) for opening in OPENINGS)]
+        progressive, phrase = _join(subject, auxiliary, participle, rest), _join(subject, participle, rest)
+        options += [progressive, phrase, _bare(phrase), _bare(plain), *(opening.format(phrase) for opening in OPENINGS)]
         if participle != "being" and not rest:
             options += [f"{participle} of {subject}", f"the {participle} of {subject}"]
-        said = [progressive, phrase]
-    else:
-        said = []
-        if caption_form(caption) != "clause":
-            options += [opening.format(caption) for opening in OPENINGS]
-        if caption_form(caption) == "noun":
-            options += [f"{caption} is heard", f"there is {caption}", f"{caption} sounds"]
+        said += [progressive, phrase]
+    elif form != "clause":
+        head = _head(words)
+        after = words[head:]
+        doubtful = "and" in words or bool(VERBS & set(after)) or any(map(_is_third_person, after))
+        phrase_surely = form == "noun" or words[:1] and words[0].endswith("ing") or (head == 1 and after)  # "footsteps on gravel"
+        if not doubtful and phrase_surely:
+            options += [opening.format(plain) for opening in OPENINGS]
+        if not doubtful and form == "noun":
+            options += [f"{plain} is heard", f"there is {plain}"]
+            options += [_bare(plain)] if caption_form(_bare(plain)) != "clause" else []
     for who, others in PEOPLE.items():
-        if caption.startswith(f"{who} "):
-            options += [other + sentence[len(who) :] for other in others for sentence in (caption, *said)]
-    return [option for option in dict.fromkeys(options) if option and option != caption]
+        if plain.startswith(f"{who} "):
+            options += [other + sentence[len(who) :] for other in others for sentence in said]
+    return [option for option in dict.fromkeys(options) if option and option not in (caption, plain)]
 
 
 def paraphrase(caption: str, rng: np.random.Generator) -> str:
     """One of the caption's other wordings; the caption itself if there is none."""
-    options: Sequence[str] = wordings(caption)
+    options = wordings(caption)
     return options[int(rng.integers(len(options)))] if options else caption

@@ -16,7 +16,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-ARTICLES = ("a", "an", "the", "one", "someone", "something", "this")
+ARTICLES = ("a", "an", "the", "one", "someone", "somebody", "something", "this")
 PREPOSITIONS = _words("of on in with from at over for to under into onto through as behind near by heard during inside and")
 AUXILIARIES = _words("is are was were has have")
 NOT_VERBS = _words("news yes sports tennis castanets maracas notes times blocks its headphones scissors keys")

@@ -97,7 +97,7 @@ def run_variant(model: str, variant: str, repeats: int, audio_file: Path) -> dic
             latents = pipeline.sample_latents(text, [repeat], spec.covering_latents(DURATION))
             times.append(time.perf_counter())
             with pipeline.precision():
-                mel = pipeline.codec.vae.decode(latents)
+                mel = pipeline.codec.decode_mel(latents)
                 times.append(time.perf_counter())
                 pipeline.codec.vocoder(mel)
                 times.append(time.perf_counter())

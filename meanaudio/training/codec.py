@@ -16,6 +16,7 @@ from meanaudio.codec.codec import VAE, VAE_FILE, VOCODER_FILE, load_vae, make_va
 from meanaudio.codec.griffin_lim import griffin_lim
 from meanaudio.codec.losses import Discriminator, ReconstructionLoss, discriminator_loss, generator_losses, stft_distance
 from meanaudio.codec.mel import LogMel
+from meanaudio.codec.texture import add_texture
 from meanaudio.codec.vae import MelVAE
 from meanaudio.config import CodecConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
@@ -129,8 +130,8 @@ class VAETask(_CodecTask):
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:
-        """Log10-mel L1 through the posterior's mean and through a draw; the root mean square of what the mean leaves out, which is what
-        codec.texture should be; statistics of the latents; pictures and Griffin-Lim sounds."""
+        """Log10-mel L1 through the posterior's mean and through a draw; the root mean square of what the mean leaves out (codec.texture
+        is there to replace it); statistics of the latents; pictures and Griffin-Lim sounds."""
         mel = self.mel(self.held_out.to(self.device))
         posterior = network.encode(mel)  # type: ignore[operator]
         rebuilt = network.decode(posterior.mean)  # type: ignore[operator]
@@ -170,7 +171,7 @@ class VocoderTask(_CodecTask):
             self.vae, found = load_vae(Path(config.codec_from))
             if found.mel != codec.mel:
                 raise InputError(f"codec_from {config.codec_from}: its mel {found.mel} differs from this config's {codec.mel}")
-            codec = codec.model_copy(update={"vae": found.vae})
+            codec = codec.model_copy(update={"vae": found.vae, "texture": found.texture})
             self.vae.to(device)
         elif config.vocoder.reconstructed_share > 0:
             raise InputError(f"vocoder.reconstructed_share {config.vocoder.reconstructed_share} needs codec_from, a folder with a VAE")
@@ -186,7 +187,8 @@ class VocoderTask(_CodecTask):
 
     @torch.no_grad()
     def mels(self, audio: Tensor, generator: torch.Generator) -> Tensor:
-        """Input mels [B, M, F]: the last `reconstructed_share` of the rows went through the VAE with a drawn latent, as in use."""
+        """Input mels [B, M, F]: the last `reconstructed_share` of the rows went through the VAE with a drawn latent. They get no
+        texture, whose pattern is always the same and would be learned."""
         mel = self.mel(audio)
         rows = round(len(audio) * self.config.vocoder.reconstructed_share)
         if self.vae is None or rows == 0:
@@ -232,7 +234,7 @@ class VocoderTask(_CodecTask):
         mel = self.mel(audio)
         outputs = {"vocoder": network(mel)}
         if self.vae is not None:
-            outputs["codec"] = network(self.vae.decode(self.vae.encode(mel).mean))
+            outputs["codec"] = network(add_texture(self.vae.decode(self.vae.encode(mel).mean), self.codec.texture))
         rate = self.codec.mel.sample_rate
         for i in range(SHOWN):
             save_audio(folder / f"{i}_reference.wav", audio[i], rate)

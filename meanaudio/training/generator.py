@@ -41,6 +41,7 @@ from meanaudio.types import Draws, LatentBatch, send
 
 # A network with the second interval starts as the function that one with the first was.
 SAME_AT_FIRST = {("none", "relative"), ("none", "decoupled")}
+ALIKE = 0.1  # share of a deviation by which normalisations may differ between init_from and what init_add adds to it
 SAMPLES = 6  # clips written at each evaluation
 HELD_OUT = 256  # items the held-out numbers are computed over
 
@@ -122,7 +123,7 @@ class GeneratorTask:
         new = own if config.lora is None else adapter_state(network)
         load_into(network, {**{k: v for k, v in new.items() if k not in state}, **state}, folder / NETWORK_FILE)
         if config.init_add is not None:
-            self._add_what_was_learned(network, *map(Path, config.init_add))
+            self._add_what_was_learned(network, found, *map(Path, config.init_add))
         mean, std = (torch.tensor(values, device=self.device) for values in (found.latent_mean, found.latent_std))
         if config.latent_gain is not None:
             deviations = self.train.statistics.std.to(self.device)
@@ -131,18 +132,24 @@ class GeneratorTask:
         self.mean, self.std = mean, std
 
     @torch.no_grad()
-    def _add_what_was_learned(self, network: Transformer, taught: Path, before: Path) -> None:
+    def _add_what_was_learned(self, network: Transformer, base: CheckpointConfig, taught: Path, before: Path) -> None:
         """Add the difference of two checkpoints' weights (task arithmetic, Ilharco et al., arXiv 2212.04089).
 
         A network that went on in velocities thus takes over what mean velocities had taught an earlier one. Both must be of this run's
-        network, codec and text encoder, and normalised alike; `init_from` may be normalised a little otherwise.
+        network, codec and text encoder, and normalised alike; those of `base`, which is init_from's, may differ by ALIKE of a deviation.
         """
         described = {folder: read_checkpoint_config(folder) for folder in (taught, before)}
+        apart = max(abs(a / b - 1) for a, b in zip(base.latent_std, described[before].latent_std, strict=True))
+        if apart > ALIKE:
+            raise InputError(
+                f"init_add {before}: its latents are normalised by other deviations than init_from's (up to {apart:.0%} apart)"
+            )
         mean, std = described[before].latent_mean, described[before].latent_std
         for folder, found in described.items():
             check_same_latents(folder, found, codecs={self.train.index["codec_hash"]}, text=self.config.text, mean=mean, std=std)
-            if found.network != self.config.network:
-                raise InputError(f"init_add {folder}: its network is another than the config's")
+            ours, theirs = self.config.network.model_dump(), found.network.model_dump()
+            if other := [f"{key} {theirs[key]} in place of {value}" for key, value in ours.items() if theirs[key] != value]:
+                raise InputError(f"init_add {folder}: its network is another than the config's: {', '.join(other)}")
         more, less = (load_network(folder, found.network).state_dict() for folder, found in described.items())
         for name, value in network.state_dict().items():
             value += (more[name] - less[name]).to(value)

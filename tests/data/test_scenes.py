@@ -83,9 +83,10 @@ def test_paraphrases_change_captions_alone_of_single_scenes():
         scene, said = plain(index), other(index)
         assert scene.clip_ids == said.clip_ids
         assert torch.equal(scene.audio, said.audio)
-        assert said.caption in wordings(scene.caption)
-        unchanged += some(index).caption == scene.caption
-    assert 15 < unchanged < 45
+        others = wordings(scene.caption)
+        assert said.caption in (others or [scene.caption])
+        unchanged += bool(others) and some(index).caption == scene.caption
+    assert 10 < unchanged < 45
 
 
 def test_every_sound_of_a_joined_scene_may_be_paraphrased():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -100,8 +101,13 @@ def test_from_flow_matching_to_mean_velocities_of_a_teacher(config, tmp_path, fl
     run(taught.model_copy(update={"init_from": str(flow)}), tmp_path / "taught")
     export = tmp_path / "taught" / "export"
     assert parse(CheckpointConfig, read_json(export / "config.json")).guidance_range is None
-    before, after = (load_weights(folder / "network.safetensors") for folder in (flow, export))
-    assert any(not torch.equal(value, after[key]) for key, value in before.items())
+    other = tmp_path / "other"
+    shutil.copytree(flow, other)
+    save_weights(other / "network.safetensors", fill(make_network(tiny_network(interval="none")), 4, 0.2).state_dict())
+    by_other = of_kind(config, "mean_flow_distillation", teacher=str(other)).model_copy(update={"init_from": str(flow)})
+    run(by_other, tmp_path / "by-other")
+    taught, otherwise = (load_weights(folder / "export" / "network.safetensors") for folder in (tmp_path / "taught", tmp_path / "by-other"))
+    assert any(not torch.equal(value, otherwise[key]) for key, value in taught.items())
 
 
 def test_a_stopped_round_is_not_followed_by_the_next(config, tmp_path, flow, monkeypatch):
@@ -150,6 +156,8 @@ def test_a_teacher_must_know_what_it_shall_teach(config, tmp_path, flow):
     guided = of_kind(config, "guidance_distillation", interval="none", scale=ScaleConfig(low=1, high=4), teacher=str(flow))
     run(guided, tmp_path / "guided")
     export = str(tmp_path / "guided" / "export")
+    with pytest.raises(InputError, match="takes the guidance scale already"):
+        GeneratorTask(of_kind(config, "mean_flow_distillation", teacher=export))
     with pytest.raises(InputError, match="takes the guidance scale already"):
         GeneratorTask(of_kind(config, "guidance_distillation", interval="none", scale=ScaleConfig(), teacher=export))
     with pytest.raises(InputError, match=r"was trained for guidance scales \(1.0, 4.0\), the objective asks for \(1.0, 8.0\)"):

@@ -336,13 +336,20 @@ def test_what_one_checkpoint_learned_since_another_is_added(config, tmp_path):
     described = Path(exports["taught"]) / "config.json"
     found = json.loads(described.read_text())
     write_json(described, found | {"network": found["network"] | {"mask_text": False}})
-    with pytest.raises(InputError, match="init_add .*taught.*its network is another"):
+    with pytest.raises(InputError, match="init_add .*taught.*its network is another than the config's: mask_text False in place of True"):
         GeneratorTask(later)
     write_json(described, found | {"latent_std": [2 * s for s in found["latent_std"]]})
     with pytest.raises(InputError, match="taught.*normalised otherwise"):
         GeneratorTask(later)
-    with pytest.raises(ValueError, match="init_add adds to the weights of a generator's init_from"):
-        TrainConfig(init_add=("a", "b"))
+    write_json(described, found)
+    base = Path(exports["base"]) / "config.json"
+    scaled = json.loads(base.read_text())
+    write_json(base, scaled | {"latent_std": [1.5 * s for s in scaled["latent_std"]]})
+    with pytest.raises(InputError, match="init_add .*before.*normalised by other deviations than init_from's"):
+        GeneratorTask(later)
+    for wrong in ({}, {"init_from": "c", "lora": {"rank": 2}}, {"init_from": "c", "task": "vae"}):
+        with pytest.raises(ValueError, match="init_add adds to the weights of a generator's init_from"):
+            TrainConfig(init_add=("a", "b"), **wrong)
 
 
 def test_a_run_continues_from_a_checkpoints_weights(config, tmp_path):
