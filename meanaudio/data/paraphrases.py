@@ -10,7 +10,19 @@ import re
 
 import numpy as np
 
-from meanaudio.data.phrases import ARTICLES, MASS, NOT_VERBS, PREPOSITIONS, VERBS, caption_form
+from meanaudio.data.phrases import (
+    ARTICLES,
+    AUXILIARIES,
+    MASS,
+    PREPOSITIONS,
+    VERBS,
+    caption_form,
+    choose,
+    head_length,
+    is_third_person,
+    without_stop,
+    word_set,
+)
 
 PEOPLE = {
     "a man": ("a person", "somebody", "a guy"),
@@ -22,29 +34,10 @@ PEOPLE = {
 }
 PRONOUNS = {"someone", "somebody", "something"}
 OPENINGS = ("the sound of {}", "sound of {}", "a recording of {}", "we hear {}", "you can hear {}")
-PARTICLES = {
-    "off",
-    "out",
-    "up",
-    "down",
-    "past",
-    "away",
-    "back",
-    "apart",
-    "by",
-    "open",
-    "shut",
-    "its",
-    "his",
-    "her",
-    "loudly",
-    "fast",
-    "slowly",
-}
+PARTICLES = word_set("off out up down past away back apart by open shut its his her loudly fast slowly")
 PLURALS = re.compile(r"(?:.*[^su']s|people|children|men|women|sheep|geese|mice|teeth)$")
-THIRD_PERSON = re.compile(r".*[^su']s$")
 PARTICIPLES = re.compile(
-    r"(?:.*ed|hit|shot|put|cut|drawn|cast|torn|thrown|struck|blown|lit|dealt|broken|torn|shut|worn|driven|played|rung|wound|dug|hung)$"
+    r"(?:.*ed|hit|shot|put|cut|drawn|cast|torn|thrown|struck|blown|lit|dealt|broken|shut|worn|driven|played|rung|wound|dug|hung)$"
 )
 DOUBLED = {"begin", "occur", "emit", "unzip", "unwrap", "unplug", "reset", "refit"}  # verbs of more syllables that double as short ones do
 ASPECTS = {"starts", "begins", "stops", "keeps", "continues"}  # verbs before which another verb's meaning lies
@@ -65,17 +58,8 @@ def gerund(infinitive: str) -> str:
         return infinitive[:-2] + "ying"
     if infinitive.endswith("e") and not infinitive.endswith(("ee", "oe", "ye")):
         return infinitive[:-1] + "ing"
-    short = re.fullmatch(r"(?:[^aeiou]|qu)*[aeiou][bdgmnprtlv]", infinitive) and not infinitive.endswith("ll")
+    short = re.fullmatch(r"(?:[^aeiou]|qu)*[aeiou][bdgmnprtlv]", infinitive)
     return infinitive + (infinitive[-1] if short or infinitive in DOUBLED else "") + "ing"
-
-
-def _head(words: list[str]) -> int:
-    """How many words stand before the first preposition: where the verb of a short clause stands."""
-    return next((n for n, word in enumerate(words) if n and word in PREPOSITIONS), len(words))
-
-
-def _is_third_person(word: str) -> bool:
-    return bool(THIRD_PERSON.match(word)) and word not in NOT_VERBS
 
 
 def _passive(words: list[str], at: int) -> tuple[str, str, str, str] | None:
@@ -89,7 +73,7 @@ def _passive(words: list[str], at: int) -> tuple[str, str, str, str] | None:
 def _verb(words: list[str], head: int) -> int | None:
     """Where the verb of words[:head] stands, if that is sure."""
     first = 1 if words[0] in PRONOUNS else 2 if words[0] in ARTICLES else 1
-    third = [n for n in range(first, head) if _is_third_person(words[n])]
+    third = [n for n in range(first, head) if is_third_person(words[n])]
     if words[0] in ARTICLES or words[0] in MASS or (third and words[third[0] - 1] in MASS):
         at = next((n for n in third if n + 1 not in third), None)  # the second of "a vehicle weapons fires"
         if at is None or any("'s" in word for word in words[:at]):
@@ -106,23 +90,23 @@ def _verb(words: list[str], head: int) -> int | None:
 def _clause(caption: str) -> tuple[str, str, str, str] | None:
     """(subject, auxiliary of the progressive, participle, rest) of a caption that is a clause; None if it cannot be taken apart."""
     words = caption.split()
-    if re.search(r"[,.;:]", caption) or {"then", "that", "while", "as", "has", "have", "was", "were"} & set(words):
+    if re.search(r"[,.;:]", caption) or ({"then", "that", "while", "as"} | AUXILIARIES - {"is", "are"}) & set(words):
         return None
-    head = _head(words)
+    head = head_length(words)
     auxiliaries = [n for n, word in enumerate(words) if word in ("is", "are")]
     if auxiliaries:
         return _passive(words, auxiliaries[0]) if 0 < auxiliaries[0] < head and len(auxiliaries) == 1 else None
     at = _verb(words, head)
     if at is None:
         return None
-    singular = _is_third_person(words[at])
+    singular = is_third_person(words[at])
     rest = words[at + 1 :]
     if rest and rest[0] in VERBS:  # "water drops drip"
         return None
     if "and" in rest:  # "a dog barks and whines" is sure, "a dog barks and a man speaks" is another sentence
         verb = rest[-1]
         alone = rest.index("and") == len(rest) - 2 and not PREPOSITIONS & set(rest[:-2]) - PARTICLES
-        if not alone or not (_is_third_person(verb) if singular else verb in VERBS):
+        if not alone or not (is_third_person(verb) if singular else verb in VERBS):
             return None
         rest[-1] = gerund(base(verb) if singular else verb)
     verb = gerund(base(words[at]) if singular else words[at])
@@ -140,7 +124,7 @@ def _join(*parts: str) -> str:
 
 def wordings(caption: str) -> list[str]:
     """All that `paraphrase` chooses from: `caption` is not among them."""
-    caption = caption.strip().rstrip(".!;,")
+    caption = without_stop(caption)
     plain = caption[:1].lower() + caption[1:] if caption[1:2].islower() or caption[1:2] == " " else caption
     form, words = caption_form(plain), plain.split()
     clause = _clause(plain) if form == "clause" else None
@@ -153,9 +137,9 @@ def wordings(caption: str) -> list[str]:
             options += [f"{participle} of {subject}", f"the {participle} of {subject}"]
         said += [progressive, phrase]
     elif form != "clause":
-        head = _head(words)
+        head = head_length(words)
         after = words[head:]
-        doubtful = "and" in words or bool(VERBS & set(after)) or any(map(_is_third_person, after))
+        doubtful = "and" in words or bool(VERBS & set(after)) or any(map(is_third_person, after))
         phrase_surely = form == "noun" or words[:1] and words[0].endswith("ing") or (head == 1 and after)  # "footsteps on gravel"
         if not doubtful and phrase_surely:
             options += [opening.format(plain) for opening in OPENINGS]
@@ -171,4 +155,4 @@ def wordings(caption: str) -> list[str]:
 def paraphrase(caption: str, rng: np.random.Generator) -> str:
     """One of the caption's other wordings; the caption itself if there is none."""
     options = wordings(caption)
-    return options[int(rng.integers(len(options)))] if options else caption
+    return choose(options, rng) if options else caption

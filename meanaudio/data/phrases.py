@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def _words(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
 ARTICLES = ("a", "an", "the", "one", "someone", "somebody", "something", "this")
-PREPOSITIONS = _words("of on in with from at over for to under into onto through as behind near by heard during inside and")
-AUXILIARIES = _words("is are was were has have")
-NOT_VERBS = _words("news yes sports tennis castanets maracas notes times blocks its headphones scissors keys")
+PREPOSITIONS = word_set("of on in with from at over for to under into onto through as behind near by heard during inside and")
+AUXILIARIES = word_set("is are was were has have")
+NOT_VERBS = word_set("news yes sports tennis castanets maracas notes times blocks its headphones scissors keys")
 # verbs that bare subjects take ("birds sing", "wind blows"), without those that are more often nouns ("computer beeps")
-VERBS = _words(
+VERBS = word_set(
     """
     applaud bark beat bleat blow boil breathe break burn buzz caw chatter cheer chirp clang clank clash clatter click clink cluck
     collapse crackle creak croak cry crow drip drop explode extend fall fizzle flap flow flutter freeze fire gallop grind grow
@@ -30,11 +30,23 @@ VERBS = _words(
     twitter wail whine whistle whoosh work write yell
     """
 )
-MASS = _words("wind rain thunder water glass ice wood leather chalk cloth acid steam smoke gas fire lightning lava electricity dirt metal")
+MASS = word_set(
+    "wind rain thunder water glass ice wood leather chalk cloth acid steam smoke gas fire lightning lava electricity dirt metal"
+)
 REPEATED = re.compile(
     r"\b(times|single|twice|thrice|repeatedly|again|several|once|burst|shots|constantly|continuously|two|three|four|five)\b"
 )
 NUMBERS = {2: "twice", 3: "three times", 4: "four times"}
+
+
+def head_length(words: Sequence[str]) -> int:
+    """How many words stand before the first preposition: where the verb of a short clause stands."""
+    return next((n for n, word in enumerate(words) if n and word in PREPOSITIONS), len(words))
+
+
+def is_third_person(word: str) -> bool:
+    """Could it be a verb in the third person singular, by its ending?"""
+    return bool(re.search(r"[^su']s$", word)) and word not in NOT_VERBS
 
 
 def caption_form(caption: str) -> str:
@@ -42,17 +54,13 @@ def caption_form(caption: str) -> str:
     words = re.findall(r"[\w'-]+", caption.lower())
     if not words:
         return "other"
-    head: list[str] = []  # up to the first preposition: where the verb of a short clause stands
-    for word in words:
-        if head and word in PREPOSITIONS:
-            break
-        head.append(word)
+    head = words[: head_length(words)]
     if any(word in AUXILIARIES for word in head[1:]):
         return "clause"
-    third_person = [w for w in head[1:] if re.search(r"[^su']s$", w) and w not in NOT_VERBS]
+    third_person = [word for word in head[1:] if is_third_person(word)]
     if words[0] in ARTICLES:
         # the verb may come after the preposition: "a suit of armor rattles"
-        late = any(re.search(r"[^su']s$", w) and w not in NOT_VERBS for w in words[len(head) :])
+        late = any(map(is_third_person, words[len(head) :]))
         return "clause" if third_person else "other" if late else "noun"
     if words[0].endswith("ing"):
         return "noun" if len(head) == len(words) == 1 else "other"
@@ -66,18 +74,18 @@ def is_repeated(caption: str) -> bool:
     return bool(REPEATED.search(caption.lower()))
 
 
-def _choose(options: Sequence[str], rng: np.random.Generator) -> str:
+def choose(options: Sequence[str], rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _plain(caption: str) -> str:
+def without_stop(caption: str) -> str:
     """Ready to stand inside a sentence."""
     return caption.strip().rstrip(".!;,")
 
 
 def repeat_phrase(caption: str, count: int, rng: np.random.Generator) -> str:
     """The same heard `count` >= 2 times."""
-    caption, form = _plain(caption), caption_form(caption)
+    caption, form = without_stop(caption), caption_form(caption)
     if count in NUMBERS:
         options = [f"{caption}, {NUMBERS[count]}", f"{caption}, {NUMBERS[count]} in a row"]
         if form == "clause":
@@ -86,12 +94,12 @@ def repeat_phrase(caption: str, count: int, rng: np.random.Generator) -> str:
         options = [f"{caption}, again and again", f"{caption}, over and over", f"{caption}, many times in a row"]
         if form == "clause":
             options += [f"{caption} repeatedly", f"{caption} several times", f"{caption} again and again"]
-    return _choose(options, rng)
+    return choose(options, rng)
 
 
 def sequence_phrase(captions: Sequence[str], rng: np.random.Generator) -> str:
     """One heard after another; two or three captions."""
-    first, *rest = map(_plain, captions)
+    first, *rest = map(without_stop, captions)
     last = rest[-1]
     if len(rest) == 1:
         options = [f"{first}, then {last}", f"{first} and then {last}", f"{first}, and then {last}", f"first {first}, then {last}"]
@@ -104,15 +112,15 @@ def sequence_phrase(captions: Sequence[str], rng: np.random.Generator) -> str:
         options = [f"{start}, and then {last}", f"{start}, then {last}", f"{start}, and finally {last}"]
         if caption_form(last) == "noun":
             options += [f"{start}, followed by {last}"]
-    return _choose(options, rng)
+    return choose(options, rng)
 
 
 def overlay_phrase(front: str, back: str, rng: np.random.Generator) -> str:
     """`back` heard more quietly behind `front`."""
-    form, front, back = caption_form(back), _plain(front), _plain(back)
+    form, front, back = caption_form(back), without_stop(front), without_stop(back)
     options = [f"{front}, and {back} in the background", f"{front}; in the background, {back}", f"{back} in the background, and {front}"]
     if form == "clause":
         options += [f"{front} while {back}", f"{front} as {back}", f"{front} while {back} in the background"]
     if form == "noun":
         options += [f"{front} with {back} in the background", f"{front} over {back}"]
-    return _choose(options, rng)
+    return choose(options, rng)
