@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from meanaudio.eight_bits import from_eight_bits, to_eight_bits
 from meanaudio.errors import InputError
 from meanaudio.precision import hold_in_bfloat16
 
@@ -78,7 +79,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write a state dict as safetensors; floating tensors are stored as `dtype` if given. Raises OSError if the disk takes no more."""
+    """Write a state dict as safetensors; floating tensors are stored as `dtype` if given. Raises OSError if the disk takes no more.
+
+    int8: as `to_eight_bits` says.
+    """
+    if dtype == torch.int8:
+        state, dtype = to_eight_bits(state), None
 
     def ready(x: Tensor) -> Tensor:
         x = x.detach().cpu()
@@ -92,11 +98,14 @@ def save_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype | N
 
 
 def load_weights(path: Path, *, finite: bool = True) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises InputError if missing, truncated, or (with `finite`) if a weight is NaN or infinite."""
+    """Read a safetensors file; weights stored in eight bits become float32.
+
+    Raises InputError if missing, truncated, or (with `finite`) if a weight is NaN or infinite.
+    """
     if not path.is_file():
         raise InputError(f"no such weights file: {path}")
     try:
-        state = load_file(path)
+        state = from_eight_bits(load_file(path), str(path))
     except (SafetensorError, OSError, struct.error) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
     if finite:
@@ -161,7 +170,8 @@ def _typed(path: Path, key: str, tensor: Tensor, dtype: torch.dtype | None) -> T
     if dtype is None or tensor.dtype == dtype:
         return tensor
     with safe_open(path, "pt") as file:
-        return file.get_tensor(key).to(dtype)
+        stored = file.get_tensor(key)
+    return (stored if stored.is_floating_point() else tensor).to(dtype)
 
 
 def some(names: list[str], most: int = 5) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -24,13 +25,18 @@ from meanaudio.text import clap, flan_t5
 # What else a checkpoint may hold: the features of "" and, of a converted release, its text encoders. Copied as they are.
 BESIDE_THE_NETWORK = (NULL_TEXT_FILE, clap.FOLDER, flan_t5.FOLDER)
 
+Weights = Literal["float32", "float16", "int8"]
+STORED = {"float32": None, "float16": torch.float16, "int8": torch.float16}
+EIGHT_BITS = (NETWORK_FILE, VOCODER_FILE)
 
-def pack(network: Path, out: Path, *, codec: Path | None = None, scorer: Path | None = None, half: bool = True) -> None:
+
+def pack(network: Path, out: Path, *, codec: Path | None = None, scorer: Path | None = None, weights: Weights = "float16") -> None:
     """Join a generator's export with a vocoder (its own, or that of the folder `codec`) into one checkpoint folder.
 
     scorer: folder of the scorer to add, or of a checkpoint that has one; the network's own, if it has one, where left out.
-    half: weights are stored as float16, computed with in float32. The VAE must be the one the network was trained with, so it is
-    always the generator's own. Raises InputError if the vocoder was made for other mels, if the scorer listens to other latents or reads
+    weights: how they are stored; they are computed with in float32. "int8" is for the network and the vocoder: a VAE's bytes name the
+    latents it makes, and it and the scorer are small, so both are float16 then. The VAE must be the one the network was trained with, so it
+    is always the generator's own. Raises InputError if the vocoder was made for other mels, if the scorer listens to other latents or reads
     another text encoder, or if the result does not load; `out` is then left alone.
     """
     config = parse(CheckpointConfig, read_json(network / "config.json"), str(network / "config.json"))
@@ -41,12 +47,12 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, scorer: Path | 
         config = config.model_copy(update={"scorer": fitting_scorer(scorer, config, codec_names(network, config))})
     listener = [] if config.scorer is None else [(scorer or network, SCORER_FILE)]
     parts = [(network, NETWORK_FILE), (network, VAE_FILE), (source, VOCODER_FILE), *listener]
-    weights = {name: load_weights(folder / name) for folder, name in parts}
+    states = {name: load_weights(folder / name) for folder, name in parts}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:
         beside = Path(name)
-        for file, state in weights.items():
-            save_weights(beside / file, state, torch.float16 if half else None)
+        for file, state in states.items():
+            save_weights(beside / file, state, torch.int8 if weights == "int8" and file in EIGHT_BITS else STORED[weights])
         write_json(beside / "config.json", config.model_dump(mode="json"))
         for folder, _ in listener:
             shutil.copyfile(folder / KNOWN_FILE, beside / KNOWN_FILE)

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from meanaudio.checkpoint import (
@@ -24,6 +27,7 @@ from meanaudio.checkpoint import (
     write_json,
     write_text,
 )
+from meanaudio.eight_bits import from_eight_bits, to_eight_bits
 from meanaudio.errors import InputError
 
 
@@ -40,6 +44,55 @@ def test_weights_are_read_back(tmp_path, dtype):
     for key, value in weights.items():
         assert found[key].dtype == (dtype if dtype and value.is_floating_point() else value.dtype)
         torch.testing.assert_close(found[key].to(value.dtype), value, atol=1e-3, rtol=1e-3)
+
+
+@given(rows=st.integers(1, 5), shape=st.lists(st.integers(1, 7), min_size=1, max_size=2), size=st.floats(-30, 30), seed=st.integers(0, 99))
+def test_eight_bits_keep_a_row_to_half_of_its_step(rows, shape, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, *shape, generator=generator) * 10.0 ** (size * torch.rand(rows, *[1] * len(shape), generator=generator))
+    matrix[0] = 0
+    weights = {"matrix": matrix, "bias": torch.tensor([0.1, -2.0]), "steps": torch.tensor([[7]])}
+    stored = to_eight_bits(weights)
+    assert {name: x.dtype for name, x in stored.items() if name in weights} == {
+        "matrix": torch.int8,
+        "bias": torch.float16,
+        "steps": torch.int64,
+    }
+    found = from_eight_bits(stored, "file")
+    assert found.keys() == weights.keys()
+    largest = matrix.abs().flatten(1).amax(1).view(-1, *[1] * len(shape))
+    assert ((found["matrix"] - matrix).abs() <= largest / 254 * (1 + 1e-5) + 1e-37).all()
+    assert torch.equal(found["steps"], weights["steps"])
+
+
+def test_weights_in_eight_bits_are_read_as_float32_and_checked(tmp_path):
+    weights = state() | {"steps": torch.tensor(7)}
+    path = tmp_path / "w.safetensors"
+    save_weights(path, weights, torch.int8)
+    found = load_weights(path)
+    assert found.keys() == weights.keys()
+    assert found["weight"].dtype == torch.float32
+    torch.testing.assert_close(found["weight"], weights["weight"], atol=weights["weight"].abs().max().item() / 253, rtol=0)
+    for dtype in (torch.float32, torch.bfloat16):
+        module = load_module(lambda: nn.Linear(3, 2), _without(path, "steps"), halve=("",) if dtype == torch.bfloat16 else ())
+        assert module.weight.dtype == dtype
+        torch.testing.assert_close(module.weight.float(), found["weight"].to(dtype).float())
+    stored = load_file(path)
+    for fault in (
+        {"weight.row_scale": torch.ones(3)},  # of other rows
+        {"weight": stored["weight"].float()},  # of weights that are in no need of them
+        {"nothing.row_scale": torch.ones(2)},
+    ):
+        save_file(stored | fault, path)
+        with pytest.raises(InputError, match="w.safetensors: .*row_scale are no scales of the rows of int8 weights"):
+            load_weights(path)
+
+
+def _without(path, name):
+    """The file without one tensor, beside it."""
+    other = path.with_name("other.safetensors")
+    save_file({k: v for k, v in load_file(path).items() if k != name}, other)
+    return other
 
 
 def test_a_strict_load_takes_exactly_its_keys_and_keeps_its_types():

@@ -13,7 +13,7 @@ from fakes import tiny_network
 from safetensors.torch import load_file, save_file
 
 from meanaudio.audio import read_metadata
-from meanaudio.checkpoint import save_weights
+from meanaudio.checkpoint import file_hash, save_weights
 from meanaudio.config import LoRAConfig
 from meanaudio.generate import file_stem
 from meanaudio.models.lora import add_adapters, save_adapters
@@ -447,24 +447,26 @@ def test_benchmark_refuses_to_compare_with_something_else(refused, tiny_checkpoi
 # ---------------------------------------------------------------- pack
 
 
-def test_packing_stores_half_or_full_weights_and_sounds_alike(fast_text, tiny_checkpoint, tmp_path):
+def test_packing_stores_weights_in_32_16_or_8_bits_and_sounds_alike(fast_text, tiny_checkpoint, tmp_path):
     original = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu")
     latents = original.sample_latents(original.encode_text(["rain"]), [0], 16)
-    for half, tolerance in ((False, 0.0), (True, 0.01)):
-        out = tmp_path / str(half)
-        pack(tiny_checkpoint, out, half=half)
+    for weights, tolerance in (("float32", 0.0), ("float16", 0.01), ("int8", 0.05)):
+        out = tmp_path / weights
+        pack(tiny_checkpoint, out, weights=weights)
         packed = MeanAudio.from_pretrained(out, device="cpu")
         found = packed.sample_latents(packed.encode_text(["rain"]), [0], 16)
         assert (found - latents).norm() <= tolerance * latents.norm()
         assert next(packed.network.parameters()).dtype == torch.float32
-    sizes = [sum(p.stat().st_size for p in (tmp_path / name).iterdir()) for name in ("True", "False")]
-    assert sizes[0] < 0.6 * sizes[1]
+    full, half, bytewise = ((tmp_path / name / "network.safetensors").stat().st_size for name in ("float32", "float16", "int8"))
+    assert half < 0.6 * full and bytewise < 0.65 * half
+    vaes = [file_hash(tmp_path / name / "vae.safetensors") for name in ("float16", "int8")]
+    assert vaes[0] == vaes[1]  # its hash names the latents
 
 
 def test_packing_takes_the_vocoder_of_another_codec_if_it_fits(fast_text, tiny_checkpoint, checkpoint_copy, tmp_path, refused):
     vocoder = load_file(checkpoint_copy / "vocoder.safetensors")
     save_file({k: v + 0.5 if k == "head.bias" else v for k, v in vocoder.items()}, checkpoint_copy / "vocoder.safetensors")
-    pack(tiny_checkpoint, tmp_path / "out", codec=checkpoint_copy, half=False)
+    pack(tiny_checkpoint, tmp_path / "out", codec=checkpoint_copy, weights="float32")
     assert torch.equal(load_file(tmp_path / "out" / "vocoder.safetensors")["head.bias"], vocoder["head.bias"] + 0.5)
     values = json.loads((checkpoint_copy / "config.json").read_text())
     values["codec"]["mel"]["f_max"] = 7000

@@ -16,7 +16,7 @@ DOORS = [PACKAGE.parent / "train.py", PACKAGE.parent / "infer.py"]
 
 # A part imports strictly lower rows, and itself. In row 0 anything goes that makes no circle.
 ROWS = (
-    ("errors", "types", "config", "audio", "flow", "checkpoint", "distributed", "plots", "memory", "precision", "concepts"),
+    ("errors", "types", "config", "audio", "flow", "checkpoint", "eight_bits", "distributed", "plots", "memory", "precision", "concepts"),
     ("models", "text", "codec"),
     ("sampling", "guidance", "objectives", "data"),
     ("convert", "steering", "ranking"),

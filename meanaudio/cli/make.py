@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -130,12 +130,14 @@ def pack(
     scorer: Annotated[
         Optional[Path], typer.Option(help="Add this scorer: a scorer run's best/ or export/, or a checkpoint with one.")
     ] = None,
-    half: Annotated[bool, typer.Option("--half/--full", help="Store weights in 16 bits.")] = True,
+    weights: Annotated[
+        Literal["float32", "float16", "int8"], typer.Option(help="How weights are stored; int8: those of the network and the vocoder.")
+    ] = "float16",
 ) -> None:
-    """Write a checkpoint for release: one self-describing folder, in half precision."""
+    """Write a checkpoint for release: one self-describing folder, in half precision or less."""
     from meanaudio.pack import pack as run
 
-    run(network, out, codec=codec, scorer=scorer, half=half)
+    run(network, out, codec=codec, scorer=scorer, weights=weights)
     total = sum(p.stat().st_size for p in out.glob("*.safetensors"))
     print(f"{out}: {total / 1e6:.1f} MB")
 
