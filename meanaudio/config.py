@@ -147,7 +147,10 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 class NetworkConfig(Config):
-    """The transformer. A `preset` (see PRESETS) states width, heads and depths; what is stated beside it wins."""
+    """The transformer. A `preset` (see PRESETS) states width, heads and depths; what is stated beside it wins.
+
+    preconditioned: only what a normal distribution of the latents does not explain is learned (docs/training.md).
+    """
 
     latent_dim: int = Field(32, gt=0)
     sequence_dim: int = Field(384, gt=0)
@@ -160,6 +163,7 @@ class NetworkConfig(Config):
     guidance_embedding: bool = False
     guidance_limits: bool = False
     mask_text: bool = True
+    preconditioned: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -376,12 +380,14 @@ class LoadingConfig(Config):
 
     ahead: batches made ready while others are trained on. readers: threads that make them ready, each a batch of its own; a GPU may need
     several. threads: files read at once, where the generator's training reads sound. cache: folder for copies of shards behind a URL.
+    resident: keep all items of the shards on the device that trains, where they fit: a small network on a GPU outruns any reader.
     """
 
     ahead: int = Field(2, ge=0)
     readers: int = Field(1, gt=0)
     threads: int = Field(4, gt=0)
     cache: str = "~/.cache/meanaudio/shards"
+    resident: bool = False
 
 
 class OptimConfig(Config):

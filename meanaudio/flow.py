@@ -28,6 +28,21 @@ def velocity(x: Tensor, noise: Tensor) -> Tensor:
     return noise - x
 
 
+def path_deviation(t: Tensor, std: Tensor) -> Tensor:
+    """The standard deviation of z_t where x has mean 0 and deviation `std`. t and std broadcast."""
+    return (t**2 + (1 - t) ** 2 * std**2).sqrt()
+
+
+def normal_velocity(z: Tensor, t: Tensor, r: Tensor, std: Tensor) -> Tensor:
+    """The exact mean velocity over [r, t] where x is normal with mean 0 and deviation `std`; at r = t the velocity. All broadcast.
+
+    There z_r = z_t s(r) / s(t), with s the path's deviation; so u = (z_t - z_r) / (t - r), here with t - r cancelled. At r = t it is the
+    skip connection of Karras et al. (arXiv 2206.00364, section 5) on this path.
+    """
+    at_t, at_r = path_deviation(t, std), path_deviation(r, std)
+    return z * ((t + r) - std**2 * (2 - t - r)) / (at_t * (at_t + at_r))
+
+
 def sample_times(
     batch: int, config: TimeConfig, interval_fraction: float, generator: torch.Generator, progress: float = 0.0
 ) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def send(x: Tensor, device: torch.device) -> Tensor:
     """x on `device`; to a GPU through page-locked memory, so that neither the GPU nor the calling thread waits for the copy."""
-    if device.type != "cuda":
+    if device.type != "cuda" or x.device.type == "cuda":
         return x.to(device)
     with torch.cuda.device(device):  # a background thread begins with GPU 0 as its own
         return x.pin_memory().to(device, non_blocking=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meanaudio.config import ScheduleConfig, TimeConfig, constant
-from meanaudio.flow import expand, interpolate, sample_times, schedule, velocity
+from meanaudio.flow import expand, interpolate, normal_velocity, path_deviation, sample_times, schedule, velocity
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -21,6 +21,19 @@ def test_the_path_goes_from_data_to_noise_at_its_velocity():
     t, step = torch.tensor([0.1, 0.5, 0.8]), 0.1
     moved = (interpolate(x, noise, t + step) - interpolate(x, noise, t)) / step
     torch.testing.assert_close(moved, velocity(x, noise), atol=1e-5, rtol=1e-5)
+
+
+@given(std=st.floats(0.01, 10), times=st.tuples(*[st.floats(0, 1)] * 3))
+def test_the_velocity_of_normal_data_takes_its_noise_to_its_samples(std, times):
+    """One jump of any length is exact: from z to the point of the same quantile. At r = t it is what regression on all pairs would find."""
+    r, s, t = (torch.tensor(x, dtype=torch.float64) for x in sorted(times))
+    std, z = torch.tensor(std, dtype=torch.float64), torch.tensor([-1.5, 0.3, 2.0], dtype=torch.float64)
+    there = z * path_deviation(r, std) / path_deviation(t, std)
+    torch.testing.assert_close(z - (t - r) * normal_velocity(z, t, r, std), there)
+    halfway = z - (t - s) * normal_velocity(z, t, s, std)
+    torch.testing.assert_close(halfway - (s - r) * normal_velocity(halfway, s, r, std), there)
+    covariance, variance = t - (1 - t) * std**2, path_deviation(t, std) ** 2  # of (noise - x, z), of z
+    torch.testing.assert_close(normal_velocity(z, t, t, std), z * covariance / variance)
 
 
 def test_times_multiply_rows():

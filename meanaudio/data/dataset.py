@@ -38,7 +38,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def batch(self, indices: Sequence[int]) -> LatentBatch:
-        """Items as one float32 batch on the CPU; text padded to the longest caption."""
+        """Items as one float32 batch, on the CPU unless the set says otherwise; text padded to the longest caption."""
 
     @property
     @abstractmethod

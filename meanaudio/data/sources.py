@@ -14,6 +14,7 @@ from meanaudio.data.dataset import Dataset
 from meanaudio.data.manifest import MANIFEST_SUFFIXES
 from meanaudio.data.mixture import Mixture
 from meanaudio.data.raw import RawDataset
+from meanaudio.data.resident import Resident
 from meanaudio.data.shards import ShardDataset
 from meanaudio.errors import InputError
 from meanaudio.text import IN_CHECKPOINT, TextEncoder, make_encoder
@@ -63,11 +64,16 @@ def open_datasets(config: TrainConfig, device: torch.device) -> tuple[Dataset, D
     sets = [_open(where, "train", config, encoders) for where in (config.data, *(other.data for other in config.mixture))]
     if (found := held_out.index.get("text_fingerprint")) != (wanted := sets[0].index.get("text_fingerprint")):
         raise InputError(f"{held_out.name}: made with text encoder {found}, {sets[0].name} with {wanted}")
-    if len(sets) == 1:
-        return sets[0], held_out
-    given = [other.share for other in config.mixture if other.share is not None]
-    counts = list(map(len, sets))
-    return Mixture(sets, [1 - sum(given), *given] if given else [count / sum(counts) for count in counts]), held_out
+    train = sets[0]
+    if len(sets) > 1:
+        given = [other.share for other in config.mixture if other.share is not None]
+        counts = list(map(len, sets))
+        train = Mixture(sets, [1 - sum(given), *given] if given else [count / sum(counts) for count in counts])
+    if not config.loading.resident:
+        return train, held_out
+    if sound := [data.name for data in sets if not isinstance(data, ShardDataset)]:
+        raise InputError(f"loading.resident: {', '.join(sound)} is read as sound, other windows each time; prepare shards of it")
+    return Resident(train, device), held_out
 
 
 def _open(where: str, split: str, config: TrainConfig, encoders: Encoders) -> Dataset:

@@ -22,7 +22,19 @@ class SequenceConv(nn.Conv1d):
         super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and torch.compiler.is_compiling():
+            return self.as_product(x)
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+    def as_product(self, x: Tensor) -> Tensor:
+        """The same as one matrix product of the windows [B, N, kernel W], which compiled code makes while it does what stands before.
+
+        A GPU's libraries have no good way for convolutions of this layout; uncompiled, to write the windows costs what is gained.
+        """
+        kernel, length = self.kernel_size[0], x.shape[1]
+        padded = F.pad(x, (0, 0, kernel // 2, kernel // 2))
+        windows = torch.cat([padded[:, i : i + length] for i in range(kernel)], -1)
+        return F.linear(windows, self.weight.transpose(1, 2).flatten(1), self.bias)
 
 
 def projection(inputs: int, outputs: int, kernel: int, *, bias: bool = True) -> nn.Module:

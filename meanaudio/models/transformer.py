@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from meanaudio.checkpoint import load_module
 from meanaudio.config import NetworkConfig
 from meanaudio.errors import InputError
+from meanaudio.flow import expand, normal_velocity, path_deviation
 from meanaudio.models.layers import JointBlock, Modulation, SequenceConv, StreamBlock, SwiGLU, TimeEmbedding, modulate, rotary_angles
 from meanaudio.types import Field, TextFeatures
 
@@ -44,12 +45,15 @@ class Transformer(nn.Module):
     guidance_embedding: a zero-initialised embedding of the guidance scale. guidance_limits: two more, of the times between which guidance
     acts (arXiv 2512.02012).
     mask_text: padded text tokens are hidden from attention (the release attends to them).
+    preconditioned: what a normal distribution of the latents' deviations explains is added in closed form, and only the rest is learned;
+    see `normal_velocity`. The deviations, `data_std` [C] in units of the network's latents, are a buffer that training sets.
 
     checkpoint_activations may be set at any time: a gradient pass then keeps the inputs of each block only, and computes the rest of it
     once more when it is needed. Gradients are the same, bit for bit.
     """
 
     checkpoint_activations = False
+    data_std: Tensor
 
     def __init__(
         self,
@@ -65,11 +69,14 @@ class Transformer(nn.Module):
         guidance_embedding: bool = False,
         guidance_limits: bool = False,
         mask_text: bool = True,
+        preconditioned: bool = False,
     ) -> None:
         super().__init__()
         self.latent_dim, self.head_dim = latent_dim, width // num_heads
         self.sequence_dim, self.pooled_dim = sequence_dim, pooled_dim
-        self.interval, self.mask_text = interval, mask_text
+        self.interval, self.mask_text, self.preconditioned = interval, mask_text, preconditioned
+        if preconditioned:
+            self.register_buffer("data_std", torch.ones(latent_dim))
         self.audio_in = nn.Sequential(SequenceConv(latent_dim, width, 7), nn.SELU(), SwiGLU(width, 7))
         self.sequence_in = nn.Sequential(nn.Linear(sequence_dim, width), SwiGLU(width))
         self.pooled_in = nn.Sequential(nn.Linear(pooled_dim, width), SwiGLU(width))
@@ -105,7 +112,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
-        """Become the network that takes and gives each latent channel multiplied by factor [C]."""
+        """Become the network that takes and gives each latent channel multiplied by factor [C]; of one that is not preconditioned."""
         first, last = self.audio_in[0], self.out
         assert isinstance(first, SequenceConv) and last.bias is not None
         first.weight.div_(factor[:, None])
@@ -125,6 +132,13 @@ class Transformer(nn.Module):
 
         scale: [B] guidance scale, or [B, 3] with the times between which it acts, low and high, for a network that takes these too.
         """
+        if self.preconditioned:
+            deviation = path_deviation(expand(t, z), self.data_std)
+            learned = self._learned(z / deviation, t, r, condition, scale)
+            return normal_velocity(z, expand(t, z), expand(r, z), self.data_std) + self.data_std / deviation * learned
+        return self._learned(z, t, r, condition, scale)
+
+    def _learned(self, z: Tensor, t: Tensor, r: Tensor, condition: Condition, scale: Tensor | None) -> Tensor:
         early = self.time_embedding(t) + condition.pooled
         if self.interval_embedding is not None:
             early = early + self.interval_embedding(r if self.interval == "absolute" else t - r)

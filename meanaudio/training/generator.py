@@ -70,6 +70,8 @@ class GeneratorTask:
         network = self.blank()
         if config.init_from is not None:
             self._continue_from(network, Path(config.init_from))
+        if network.preconditioned and (config.init_from is None or config.latent_gain is not None):
+            network.data_std.copy_(self.train.statistics.std.to(self.device) / self.std)
         self.null = self.train.null_text.to(self.device)
         self.objective = make_objective(config.objective, self._teacher())
         self.listener = make_listener(config.evaluation.extractor, str(self.device)) if config.evaluation.extractor else None
@@ -112,6 +114,11 @@ class GeneratorTask:
         before, now = found.network.interval, config.network.interval
         if before != now and (before, now) not in SAME_AT_FIRST:
             raise InputError(f"{folder}: its network has interval {before!r}; with network.interval {now!r} it would be another function")
+        if found.network.preconditioned != config.network.preconditioned:
+            raise InputError(
+                f"{folder}: its network has preconditioned {found.network.preconditioned}; with network.preconditioned "
+                f"{config.network.preconditioned} it would be another function"
+            )
         if found.network.mask_text != config.network.mask_text:
             told = f"{folder}: its network has mask_text {found.network.mask_text}, the config says {config.network.mask_text}"
             if config.lora is not None:
@@ -127,7 +134,8 @@ class GeneratorTask:
         mean, std = (torch.tensor(values, device=self.device) for values in (found.latent_mean, found.latent_std))
         if config.latent_gain is not None:
             deviations = self.train.statistics.std.to(self.device)
-            network.rescale(torch.sqrt((1 + (deviations / self.std) ** 2) / (1 + (deviations / std) ** 2)))
+            if not network.preconditioned:  # which sees, and predicts, unit variance on any scale
+                network.rescale(torch.sqrt((1 + (deviations / self.std) ** 2) / (1 + (deviations / std) ** 2)))
             std = self.std
         self.mean, self.std = mean, std
 
@@ -186,7 +194,7 @@ class GeneratorTask:
         batch = self.train.batch([order[row] for row in rows])
         generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + step)
         shape = (loop.batch_size, *batch.mean.shape[1:])
-        x = batch.mean + batch.std * torch.randn(shape, generator=generator)[rows]
+        x = batch.mean + batch.std * send(torch.randn(shape, generator=generator)[rows], batch.mean.device)
         draws = self.objective.draw(shape, progress=step / loop.steps, generator=generator)[rows]
         return batch.with_text_on(self.device), (send(x, self.device) - self.mean) / self.std, draws.to(self.device)
 

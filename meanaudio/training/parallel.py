@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from meanaudio import distributed
+from meanaudio.models.transformer import Transformer
 from meanaudio.objectives import Objective
 from meanaudio.types import Draws, TextFeatures
 
@@ -36,9 +37,9 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     return [block for blocks in module.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]
 
 
-def compile_blocks(module: nn.Module) -> None:
+def compile_blocks(network: Transformer) -> None:
     """Compile each block when it is first called. Like blocks share their code, which makes it far quicker than to compile the whole."""
-    for block in blocks_of(module):
+    for block in (*blocks_of(network), network.audio_in):
         block.compile()
 
 

@@ -13,9 +13,11 @@ from meanaudio.codec.codec import VAE_FILE
 from meanaudio.config import MixedDataConfig, TextConfig, TrainConfig, WindowConfig, parse
 from meanaudio.data.mixture import Mixture
 from meanaudio.data.raw import RawDataset
+from meanaudio.data.resident import Resident
 from meanaudio.data.shards import ShardDataset
 from meanaudio.data.sources import Encoders, open_datasets
 from meanaudio.errors import InputError
+from meanaudio.types import LatentBatch
 
 
 @pytest.fixture
@@ -168,6 +170,39 @@ def test_a_mixture_gives_each_sets_own_items(config, make_shards, tiny_manifest,
     drawn = mixture.order(0).take(0, 4096)
     shares = [sum(a <= i < b for i in drawn) / 4096 for a, b in ((0, 6), (6, 15), (15, 21))]
     assert shares == pytest.approx([0.5, 0.2, 0.3], abs=1e-3)
+
+
+def test_a_resident_set_gives_the_batches_of_the_one_on_disk(config, make_shards, tiny_manifest, tmp_path, monkeypatch):
+    """Of several sets at once too, read in pieces; what is read anew each time, as sound is, cannot stay."""
+    make_shards(out=tmp_path / "scenes" / "train", scenes=9)
+    mixed = {"mixture": [{"data": str(tmp_path / "scenes"), "share": 0.2}]}
+    monkeypatch.setattr("meanaudio.data.resident.READ", 4)
+    on_disk, _ = opened(config, **mixed)
+    resident, held_out = opened(config, **mixed, loading={"resident": True})
+    assert isinstance(resident, Resident)
+    assert isinstance(held_out, ShardDataset)
+    assert resident.mean.dtype == torch.float16
+    assert_same_items(on_disk, resident)
+    assert resident.order(3).take(0, 30) == on_disk.order(3).take(0, 30)
+    with pytest.raises(InputError, match=r"loading.resident: .*manifest.jsonl .train. is read as sound"):
+        opened(config, mixture=[{"data": str(tiny_manifest)}], loading={"resident": True})
+
+
+def test_a_resident_set_keeps_numbers_that_16_bits_do_not_hold(config, prepared):
+    class Finer(ShardDataset):
+        def batch(self, indices):
+            batch = super().batch(indices)
+            return LatentBatch(batch.mean + 1e-6, batch.std, batch.text, batch.ids)
+
+    fine = Finer(prepared / "train")
+    assert_same_items(fine, Resident(fine, torch.device("cpu")))
+
+
+def test_a_set_that_does_not_fit_on_a_gpu_is_refused_before_it_is_read(config, prepared, monkeypatch):
+    """The GPU is a fake: its memory is asked for, nothing is sent there."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    with pytest.raises(InputError, match=r"loading.resident: 6 items of .*train need 0.0 GB on cuda, 0.0 GB are free"):
+        Resident(ShardDataset(prepared / "train"), torch.device("cuda"))
 
 
 def test_without_shares_every_item_is_equally_frequent(config, make_shards, tmp_path):

@@ -12,9 +12,9 @@ from meanaudio.checkpoint import load_into
 from meanaudio.config import NetworkConfig, ObjectiveConfig
 from meanaudio.convert import release_network_state
 from meanaudio.errors import InputError
-from meanaudio.flow import interpolate, velocity
+from meanaudio.flow import expand, interpolate, normal_velocity, path_deviation, velocity
 from meanaudio.guidance import guided
-from meanaudio.models.layers import attend
+from meanaudio.models.layers import SequenceConv, attend
 from meanaudio.models.transformer import Transformer, make_network
 from meanaudio.objectives.mean_flow import mean_flow_at, total_derivative
 from meanaudio.sampling import integrate, uniform_times
@@ -195,6 +195,14 @@ def test_any_length_goes_in_and_comes_out(length):
     assert torch.isfinite(out).all()
 
 
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+@pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
+def test_a_convolution_as_a_product_is_the_convolution(kernel, bias):
+    layer, x = fill(SequenceConv(4, 5, kernel, bias=bias)), normals(2, 9, 4)
+    close(layer.as_product(x), layer(x))
+
+
 @torch.no_grad()
 def test_padding_is_not_heard_unless_the_network_attends_to_it():
     z, t, r = inputs(2)
@@ -236,6 +244,23 @@ def test_time_interval_text_and_order_all_matter():
         network(z, t, r, network.condition(TextFeatures(text.sequence, text.pooled.flip(0), text.mask))),
     ):
         assert (other - base).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_preconditioned_network_begins_as_the_velocity_of_normal_latents_and_learns_the_rest_in_its_deviation():
+    network = make_network(tiny_network(preconditioned=True))
+    network.data_std.copy_(torch.linspace(0.1, 2.0, LATENT_DIM))
+    text, std, t = random_text([4]).expand(2000), network.data_std, torch.linspace(0.02, 1, 2000)
+    x, noise = normals(2000, 6, LATENT_DIM) * std, normals(2000, 6, LATENT_DIM, seed=1)
+    z, v = interpolate(x, noise, t), velocity(x, noise)
+    begun = network(z, t, t, network.condition(text))
+    torch.testing.assert_close(begun, normal_velocity(z, expand(t, z), expand(t, z), std))
+    rest = (v - begun) / (std / path_deviation(expand(t, z), std))  # what its layers are asked for
+    torch.testing.assert_close(rest.square().mean((0, 1)), torch.ones(LATENT_DIM), atol=0.06, rtol=0)
+    assert rest[t < 0.2].square().mean() == pytest.approx(1, abs=0.03)
+    fill(network, std=0.3)
+    near = network(z[:2], t[:2], t[:2] - 1e-3, network.condition(text[:2])), network(z[:2], t[:2], t[:2], network.condition(text[:2]))
+    torch.testing.assert_close(*near, atol=0.02, rtol=0.02)  # nothing breaks where the interval closes
 
 
 @torch.no_grad()

@@ -49,6 +49,14 @@ def test_mixed_raw_and_prepared_items_are_trained_on_and_resumed_exactly(config,
         assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
+def test_items_kept_on_the_device_change_no_weight(tmp_path):
+    config = tiny_run(tmp_path)
+    for name, resident in (("disk", False), ("device", True)):
+        run(config.model_copy(update={"loading": LoadingConfig(resident=resident, readers=2)}), tmp_path / name)
+    first, second = (state_of(tmp_path / name) for name in ("disk", "device"))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
 class Dies(GeneratorTask):
     """Killed without warning before it computes step 7, with the next batches half read."""
 

@@ -17,6 +17,7 @@ from meanaudio.codec.codec import VAE_FILE, load_vae
 from meanaudio.codec.gain import latent_gain
 from meanaudio.config import LoadingConfig, LoopConfig, ObjectiveConfig, OptimConfig, TextConfig, TrainConfig
 from meanaudio.errors import InputError, TrainingDiverged
+from meanaudio.models.transformer import load_network
 from meanaudio.objectives import Objective
 from meanaudio.pipeline import MeanAudio, read_checkpoint_config
 from meanaudio.plots import save_spectrogram
@@ -301,6 +302,26 @@ def test_channels_may_have_the_deviation_that_they_are_worth(config, tmp_path):
     torch.testing.assert_close(x, plain * gain.sqrt())
     loop_of(weighted, tmp_path / "run").run(until=2, progress_bar=False)
     assert read_checkpoint_config(tmp_path / "run" / "export").latent_std == tuple(task.std.tolist())
+
+
+def test_a_preconditioned_network_is_told_the_deviations_of_its_latents_and_keeps_them(config, tmp_path):
+    network = config.network.model_copy(update={"preconditioned": True})
+    weighted = config.model_copy(update={"network": network, "latent_gain": 0.5})
+    task = GeneratorTask(weighted)
+    deviations = task.train.statistics.std
+    torch.testing.assert_close(task.networks["network"].data_std, deviations / task.std)
+    loop_of(weighted, tmp_path / "first").run(until=2, progress_bar=False)
+    export = tmp_path / "first" / "export"
+    assert torch.equal(load_network(export, network).data_std, task.networks["network"].data_std)
+    later = config.model_copy(update={"network": network, "init_from": str(export)})
+    goes_on, other = GeneratorTask(later), GeneratorTask(later.model_copy(update={"latent_gain": 0.0}))
+    assert torch.equal(goes_on.networks["network"].data_std, task.networks["network"].data_std)
+    # On another scale of the latents the layers are the same: they see, and are asked for, unit variance on any.
+    torch.testing.assert_close(other.networks["network"].data_std, torch.ones(LATENT_DIM))
+    parameters = dict(goes_on.networks["network"].named_parameters())
+    assert all(torch.equal(value, parameters[name]) for name, value in other.networks["network"].named_parameters())
+    with pytest.raises(InputError, match="preconditioned True; with network.preconditioned False it would be another function"):
+        GeneratorTask(config.model_copy(update={"init_from": str(export)}))
 
 
 def test_a_continued_network_begins_with_the_variance_that_it_is_used_to(config, tmp_path):
