@@ -19,22 +19,26 @@ def to_eight_bits(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     stored: dict[str, Tensor] = {}
     for name, x in state.items():
-        if x.ndim < 2 or not x.is_floating_point():
+        if x.ndim < 2 or not x.is_floating_point() or not x.numel():
             stored[name] = x.half() if x.is_floating_point() else x
             continue
         rows = x.detach().float().flatten(1)
         scale = rows.abs().amax(1) / 127
-        stored[name] = (rows / scale.clamp(min=torch.finfo().tiny)[:, None]).round().to(torch.int8).view(x.shape)
+        stored[name] = (rows / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round().to(torch.int8).view(x.shape)
         stored[name + SCALE] = scale
     return stored
 
 
 def from_eight_bits(stored: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """What `to_eight_bits` was given, in float32, rounded as it says. Raises InputError for scales that fit no tensor of int8."""
+    """What `to_eight_bits` was given, in float32, rounded as it says. Raises InputError unless int8 tensors and scales belong together."""
     state = {name: x for name, x in stored.items() if not name.endswith(SCALE)}
-    for name in stored.keys() - state.keys():
-        scale, x = stored[name], state.get(name.removesuffix(SCALE))
-        if x is None or x.dtype != torch.int8 or scale.shape != x.shape[:1]:
-            raise InputError(f"{source}: {name} are no scales of the rows of int8 weights {name.removesuffix(SCALE)}")
-        state[name.removesuffix(SCALE)] = x.float() * scale.float().view(-1, *[1] * (x.ndim - 1))
+    scales = {name: x for name, x in stored.items() if name.endswith(SCALE)}
+    for name in [name for name, x in state.items() if x.dtype == torch.int8]:
+        scale, x = scales.pop(name + SCALE, None), state[name]
+        if scale is None or scale.dtype != torch.float32 or scale.shape != x.shape[:1]:
+            found = "missing" if scale is None else f"{scale.dtype} {tuple(scale.shape)}"
+            raise InputError(f"{source}: {name} is int8, and its {name + SCALE} is {found}, not a float32 number a row")
+        state[name] = x.float() * scale.view(-1, *[1] * (x.ndim - 1))
+    if scales:
+        raise InputError(f"{source}: {', '.join(sorted(scales)[:5])}: scales of no int8 weights")
     return state

@@ -26,8 +26,7 @@ from meanaudio.text import clap, flan_t5
 BESIDE_THE_NETWORK = (NULL_TEXT_FILE, clap.FOLDER, flan_t5.FOLDER)
 
 Weights = Literal["float32", "float16", "int8"]
-STORED = {"float32": None, "float16": torch.float16, "int8": torch.float16}
-EIGHT_BITS = (NETWORK_FILE, VOCODER_FILE)
+EIGHT_BITS = (NETWORK_FILE, VOCODER_FILE)  # the parts that "int8" is for
 
 
 def pack(network: Path, out: Path, *, codec: Path | None = None, scorer: Path | None = None, weights: Weights = "float16") -> None:
@@ -52,7 +51,8 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, scorer: Path | 
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:
         beside = Path(name)
         for file, state in states.items():
-            save_weights(beside / file, state, torch.int8 if weights == "int8" and file in EIGHT_BITS else STORED[weights])
+            small = torch.int8 if weights == "int8" and file in EIGHT_BITS else torch.float16
+            save_weights(beside / file, state, None if weights == "float32" else small)
         write_json(beside / "config.json", config.model_dump(mode="json"))
         for folder, _ in listener:
             shutil.copyfile(folder / KNOWN_FILE, beside / KNOWN_FILE)

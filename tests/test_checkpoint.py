@@ -78,13 +78,16 @@ def test_weights_in_eight_bits_are_read_as_float32_and_checked(tmp_path):
         assert module.weight.dtype == dtype
         torch.testing.assert_close(module.weight.float(), found["weight"].to(dtype).float())
     stored = load_file(path)
-    for fault in (
-        {"weight.row_scale": torch.ones(3)},  # of other rows
-        {"weight": stored["weight"].float()},  # of weights that are in no need of them
-        {"nothing.row_scale": torch.ones(2)},
+    for fault, told in (
+        ({"weight.row_scale": torch.ones(3)}, r"weight is int8, and its weight.row_scale is torch.float32 \(3,\)"),
+        ({"weight.row_scale": torch.ones(2, dtype=torch.int64)}, r"weight is int8, and its weight.row_scale is torch.int64 \(2,\)"),
+        ({"weight.row_scale": None}, "weight is int8, and its weight.row_scale is missing"),
+        ({"weight.row_scale": torch.tensor([1.0, torch.nan])}, "NaN or infinite weights in weight"),
+        ({"weight": stored["weight"].float()}, "weight.row_scale: scales of no int8 weights"),
+        ({"nothing.row_scale": torch.ones(2)}, "nothing.row_scale: scales of no int8 weights"),
     ):
-        save_file(stored | fault, path)
-        with pytest.raises(InputError, match="w.safetensors: .*row_scale are no scales of the rows of int8 weights"):
+        save_file({k: v for k, v in (stored | fault).items() if v is not None}, path)
+        with pytest.raises(InputError, match=f"w.safetensors: .*{told}"):
             load_weights(path)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from meanaudio.data.dataset import Dataset, LatentStatistics
 from meanaudio.data.order import Order
 from meanaudio.errors import InputError
-from meanaudio.types import LatentBatch, TextFeatures
+from meanaudio.types import LatentBatch, TextFeatures, send
 
 READ = 1024  # items at a time
 
@@ -62,7 +62,7 @@ class Resident(Dataset):
         """Items as one float32 batch on the device; text padded to the longest caption."""
         rows = torch.tensor(list(indices))
         tokens = int(self._tokens[rows].max())
-        there = rows.to(self.device)
+        there = send(rows, self.device)
         text = TextFeatures(self.text.sequence[there, :tokens].float(), self.text.pooled[there].float(), self.text.mask[there, :tokens])
         return LatentBatch(self.mean[there].float(), self.std[there].float(), text, [self._ids[i] for i in indices])
 

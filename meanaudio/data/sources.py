@@ -71,6 +71,8 @@ def open_datasets(config: TrainConfig, device: torch.device) -> tuple[Dataset, D
         train = Mixture(sets, [1 - sum(given), *given] if given else [count / sum(counts) for count in counts])
     if not config.loading.resident:
         return train, held_out
+    if config.encode_text:
+        raise InputError("loading.resident keeps what shards store; with encode_text captions are encoded anew for every batch")
     if sound := [data.name for data in sets if not isinstance(data, ShardDataset)]:
         raise InputError(f"loading.resident: {', '.join(sound)} is read as sound, other windows each time; prepare shards of it")
     return Resident(train, device), held_out

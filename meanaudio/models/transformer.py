@@ -132,11 +132,11 @@ class Transformer(nn.Module):
 
         scale: [B] guidance scale, or [B, 3] with the times between which it acts, low and high, for a network that takes these too.
         """
-        if self.preconditioned:
-            deviation = path_deviation(expand(t, z), self.data_std)
-            learned = self._learned(z / deviation, t, r, condition, scale)
-            return normal_velocity(z, expand(t, z), expand(r, z), self.data_std) + self.data_std / deviation * learned
-        return self._learned(z, t, r, condition, scale)
+        if not self.preconditioned:
+            return self._learned(z, t, r, condition, scale)
+        deviation = path_deviation(expand(t, z), self.data_std)
+        learned = self._learned(z / deviation, t, r, condition, scale)
+        return normal_velocity(z, expand(t, z), expand(r, z), self.data_std) + self.data_std / deviation * learned
 
     def _learned(self, z: Tensor, t: Tensor, r: Tensor, condition: Condition, scale: Tensor | None) -> Tensor:
         early = self.time_embedding(t) + condition.pooled

@@ -24,4 +24,4 @@ def latent_scale(config: TrainConfig, data: Dataset) -> Tensor:
         return std
     vae, _ = load_vae(Path(config.codec_from or ""))
     items = data.batch(range(min(len(data), ITEMS)))
-    return std / latent_gain(vae, items.mean, std) ** config.latent_gain
+    return std / latent_gain(vae, items.mean.cpu(), std) ** config.latent_gain

@@ -159,8 +159,8 @@ class GeneratorTask:
             if other := [f"{key} {theirs[key]} in place of {value}" for key, value in ours.items() if theirs[key] != value]:
                 raise InputError(f"init_add {folder}: its network is another than the config's: {', '.join(other)}")
         more, less = (load_network(folder, found.network).state_dict() for folder, found in described.items())
-        for name, value in network.state_dict().items():
-            value += (more[name] - less[name]).to(value)
+        for name, value in network.named_parameters():
+            value.add_((more[name] - less[name]).to(value))
 
     def _teacher(self) -> Transformer | None:
         """The frozen network that a distillation learns from. Raises InputError if it cannot teach this run's network."""

@@ -159,6 +159,7 @@ def random_set(config: TrainConfig, folder: Path, items: int) -> TrainConfig:
         "init_add": None,
         "mixture": (),
         "encode_text": False,
+        "loading": config.loading.model_copy(update={"resident": False}),  # it is reading that is measured
     }
     return config.model_copy(update={**changes, "network": config.network.model_copy(update={"mask_text": True})})
 

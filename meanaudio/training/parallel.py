@@ -38,7 +38,9 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 
 
 def compile_blocks(network: Transformer) -> None:
-    """Compile each block when it is first called. Like blocks share their code, which makes it far quicker than to compile the whole."""
+    """Compile each block, and the layers before them, when it is first called. Like blocks share their code, which makes it far quicker
+    than to compile the whole.
+    """
     for block in (*blocks_of(network), network.audio_in):
         block.compile()
 
@@ -51,7 +53,7 @@ def spread(module: LossModule, parallel: str) -> nn.Module:
     if not distributed.joined() or parallel == "none":
         return module
     if parallel == "ddp":
-        return DistributedDataParallel(module, gradient_as_bucket_view=True)
+        return DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
     mesh = init_device_mesh(next(module.parameters()).device.type, (distributed.size(),))
     for block in blocks_of(module):
         fully_shard(block, mesh=mesh, reshard_after_forward=False)

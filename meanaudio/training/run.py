@@ -42,8 +42,9 @@ def train(
     if here.size > 1 and (config.task != "generator" or loop.parallel == "none"):
         told = f"task {config.task!r}, loop.parallel {loop.parallel!r}"
         raise InputError(f"{here.size} processes: {told}; only the generator is trained on several, by ddp or fsdp")
-    if config.task != "generator" and (loop.accumulate > 1 or loop.compile or loop.checkpoint_activations):
-        raise InputError(f"loop.accumulate, compile and checkpoint_activations are for the generator, not for task {config.task!r}")
+    if config.task != "generator" and (loop.accumulate > 1 or loop.compile or loop.checkpoint_activations or config.loading.resident):
+        told = "loop.accumulate, compile and checkpoint_activations and loading.resident"
+        raise InputError(f"{told} are for the generator, not for task {config.task!r}")
     where = own_device(device)
     if where.type == "cpu":
         keep_freed_memory()

@@ -186,6 +186,8 @@ def test_a_resident_set_gives_the_batches_of_the_one_on_disk(config, make_shards
     assert resident.order(3).take(0, 30) == on_disk.order(3).take(0, 30)
     with pytest.raises(InputError, match=r"loading.resident: .*manifest.jsonl .train. is read as sound"):
         opened(config, mixture=[{"data": str(tiny_manifest)}], loading={"resident": True})
+    with pytest.raises(InputError, match="loading.resident keeps what shards store; with encode_text captions are encoded anew"):
+        opened(config, encode_text=True, loading={"resident": True})
 
 
 def test_a_resident_set_keeps_numbers_that_16_bits_do_not_hold(config, prepared):

@@ -11,6 +11,7 @@ from meanaudio.errors import InputError
 from meanaudio.evaluation.codec import evaluate_codec
 from meanaudio.training.codec import VAETask, VocoderTask
 from meanaudio.training.loop import Loop
+from meanaudio.training.run import train
 from meanaudio.training.windows import PEAK, Sound, WindowSampler
 
 
@@ -135,3 +136,9 @@ def test_reconstructed_mels_need_a_vae(tiny_manifest):
     settings = config("vocoder", tiny_manifest, vocoder=VocoderTrainConfig(reconstructed_share=0.5))
     with pytest.raises(InputError, match="codec_from"):
         VocoderTask(settings, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("change", [{"loop": LoopConfig(compile=True)}, {"loading": LoadingConfig(resident=True)}])
+def test_what_is_for_the_generator_alone_is_refused(tmp_path, change):
+    with pytest.raises(InputError, match="are for the generator, not for task 'vae'"):
+        train(TrainConfig(task="vae", **change), tmp_path, device="cpu")

@@ -53,8 +53,12 @@ def test_items_kept_on_the_device_change_no_weight(tmp_path):
     config = tiny_run(tmp_path)
     for name, resident in (("disk", False), ("device", True)):
         run(config.model_copy(update={"loading": LoadingConfig(resident=resident, readers=2)}), tmp_path / name)
-    first, second = (state_of(tmp_path / name) for name in ("disk", "device"))
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    run(config, tmp_path / "moved", until=6)
+    run(config.model_copy(update={"loading": LoadingConfig(resident=True)}), tmp_path / "moved")
+    first = state_of(tmp_path / "disk")
+    for name in ("device", "moved"):
+        second = state_of(tmp_path / name)
+        assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 class Dies(GeneratorTask):
