@@ -24,20 +24,16 @@ class Resident(Dataset):
 
     def __init__(self, data: Dataset, device: torch.device) -> None:
         self.data, self.device, self.name, self.index = data, device, data.name, data.index
-        self._ids = data.ids
-        mean, std, sequence, pooled, mask = [], [], [], [], []
+        parts = []
         for start in range(0, len(data), READ):
             part = data.batch(range(start, min(len(data), start + READ)))
             if start == 0:
                 self._require_room(part)
-            mean.append(self._held(part.mean))
-            std.append(self._held(part.std))
-            sequence.append(self._held(part.text.sequence))
-            pooled.append(self._held(part.text.pooled))
-            mask.append(part.text.mask)
-        self.mean, self.std = torch.cat(mean), torch.cat(std)
-        self.text = TextFeatures.cat([TextFeatures(*piece) for piece in zip(sequence, pooled, [m.to(device) for m in mask], strict=True)])
-        self._tokens = torch.cat([m.sum(1) for m in mask])  # on the CPU: to ask the device for a batch's longest caption would wait for it
+            parts.append(self._held(part))
+        self._ids = [name for part in parts for name in part.ids]
+        self.mean, self.std = torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts])
+        self.text = TextFeatures.cat([part.text for part in parts])
+        self._tokens = self.text.mask.sum(1).cpu()  # to ask the device for a batch's longest caption would wait for it
 
     def _require_room(self, part: LatentBatch) -> None:
         if self.device.type != "cuda":
@@ -51,7 +47,11 @@ class Resident(Dataset):
                 f"{free / 1e9:.1f} GB are free"
             )
 
-    def _held(self, x: Tensor) -> Tensor:
+    def _held(self, part: LatentBatch) -> LatentBatch:
+        text = TextFeatures(self._short(part.text.sequence), self._short(part.text.pooled), part.text.mask.to(self.device))
+        return LatentBatch(self._short(part.mean), self._short(part.std), text, part.ids)
+
+    def _short(self, x: Tensor) -> Tensor:
         half = x.half()
         return (half if torch.equal(half.float(), x) else x).to(self.device)
 

@@ -134,9 +134,10 @@ class Transformer(nn.Module):
         """
         if not self.preconditioned:
             return self._learned(z, t, r, condition, scale)
-        deviation = path_deviation(expand(t, z), self.data_std)
+        end, begin = expand(t, z), expand(r, z)
+        deviation = path_deviation(end, self.data_std)
         learned = self._learned(z / deviation, t, r, condition, scale)
-        return normal_velocity(z, expand(t, z), expand(r, z), self.data_std) + self.data_std / deviation * learned
+        return normal_velocity(z, end, begin, self.data_std) + self.data_std / deviation * learned
 
     def _learned(self, z: Tensor, t: Tensor, r: Tensor, condition: Condition, scale: Tensor | None) -> Tensor:
         early = self.time_embedding(t) + condition.pooled

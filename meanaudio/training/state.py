@@ -101,15 +101,8 @@ def load_training_state(state: Path, tensors: Mapping[str, Tensor]) -> None:
 FREE = {
     *("loop.log_every", "loop.sample_every", "loop.save_every", "loop.parallel", "loop.accumulate", "loop.compile"),
     *("loop.checkpoint_activations", "loop.best", "loop.keep_bytes", "loop.rank_timeout", "optim.ema_snapshots"),
-    *(
-        "loading.ahead",
-        "loading.readers",
-        "loading.threads",
-        "loading.cache",
-        "loading.resident",
-        "evaluation.extractor",
-        "evaluation.clips",
-    ),
+    *("loading.ahead", "loading.readers", "loading.threads", "loading.cache", "loading.resident"),
+    *("evaluation.extractor", "evaluation.clips"),
 }
 
 
