@@ -344,6 +344,8 @@ class SceneConfig(Config):
     """Weights of the ways short clips are composed into one training window.
 
     max_lead: seconds of silence at most before the first sound. paraphrase: share of captions that are said in another way.
+    speed: a scene is played up to 1 + speed times faster or slower. tone: deviation in dB of gains drawn for each octave. room: share of
+    scenes with an echo. A network that has many more weights than there are seconds of sound learns recordings by heart without them.
     """
 
     single: float = Field(0.4, ge=0)
@@ -352,6 +354,9 @@ class SceneConfig(Config):
     overlay: float = Field(0.2, ge=0)
     max_lead: float = Field(0.5, ge=0)
     paraphrase: float = Field(0.0, ge=0, le=1)
+    speed: float = Field(0.0, ge=0, le=0.5)
+    tone: float = Field(0.0, ge=0, le=12)
+    room: float = Field(0.0, ge=0, le=1)
 
     @property
     def weights(self) -> dict[str, float]:

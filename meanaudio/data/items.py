@@ -120,7 +120,16 @@ class Scenes:
     def __init__(self, clips: Sequence[Clip], count: int, sample_rate: int, seconds: float, seed: int, config: SceneConfig) -> None:
         self.count = count
         self.composer = SceneComposer(
-            clips, sample_rate, seconds, seed, config.weights, max_lead=config.max_lead, paraphrased=config.paraphrase
+            clips,
+            sample_rate,
+            seconds,
+            seed,
+            config.weights,
+            max_lead=config.max_lead,
+            paraphrased=config.paraphrase,
+            speed=config.speed,
+            tone=config.tone,
+            rooms=config.room,
         )
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from meanaudio.audio import load_audio
 from meanaudio.data.manifest import Clip
 from meanaudio.data.paraphrases import paraphrase
 from meanaudio.data.phrases import is_repeated, overlay_phrase, repeat_phrase, sequence_phrase
+from meanaudio.data.versions import change_speed, change_tone, in_room
 from meanaudio.errors import InputError
 
 WEIGHTS = {"single": 0.3, "repeat": 0.2, "sequence": 0.25, "overlay": 0.25}
@@ -52,6 +53,8 @@ class SceneComposer:
     clips: what to compose; captions are drawn evenly, then a clip of the caption. weights: shares of single, repeat, sequence and overlay.
     max_lead: seconds of silence at most before the first sound; who types a prompt wants to hear it at once.
     paraphrased: share of captions that get another wording (data/paraphrases.py) before they are joined.
+    speed, tone, rooms: other versions of the sound (data/versions.py): up to 1 + `speed` times faster or slower, gains that spread by
+    `tone` dB, an echo in the share `rooms`. What is drawn for them leaves the composition as it is, but for what fits at another speed.
     load: (clip, sample_rate) -> [N] float32, read once a clip and kept in memory.
     """
 
@@ -65,6 +68,9 @@ class SceneComposer:
         *,
         max_lead: float = 0.5,
         paraphrased: float = 0.0,
+        speed: float = 0.0,
+        tone: float = 0.0,
+        rooms: float = 0.0,
         load: Callable[[Clip, int], Tensor] | None = None,
     ) -> None:
         weights = dict(WEIGHTS if weights is None else weights)
@@ -78,7 +84,10 @@ class SceneComposer:
             raise InputError(f"the seed is {seed}; it must be 0 or more")
         if not 0 <= paraphrased <= 1:
             raise InputError(f"paraphrased = {paraphrased}: a share, 0 to 1")
+        if not (0 <= speed < 1 and 0 <= tone < 20 and 0 <= rooms <= 1):
+            raise InputError(f"speed = {speed}, tone = {tone}, rooms = {rooms}: below 1, below 20 (dB) and a share; none below 0")
         self.sample_rate, self.seed, self._paraphrased = sample_rate, seed, paraphrased
+        self._speed, self._tone, self._rooms = speed, tone, rooms
         self.num_samples = round(seconds * sample_rate)
         self._lead = round(max_lead * sample_rate)
         if self.num_samples < sample_rate:
@@ -105,14 +114,26 @@ class SceneComposer:
         if index < 0:
             raise InputError(f"the index of a scene is {index}; it must be 0 or more")
         rng = np.random.default_rng((self.seed, index))
+        other = np.random.default_rng((self.seed, index, 1))  # what is drawn for versions leaves the composition as it is
+        factor = (1 + self._speed) ** other.uniform(-1, 1)
         kind = self._kinds[rng.choice(len(self._kinds), p=self._shares)]
-        audio = np.zeros(self.num_samples, dtype=np.float32)
+        audio = np.zeros(round(self.num_samples * factor), dtype=np.float32)
         caption, clips = getattr(self, f"_{kind}")(audio, rng, self._draw(rng))
+        audio = self._version(audio, factor, other)
         audio *= PEAK / max(float(np.abs(audio).max()), PEAK)
         return Scene(torch.from_numpy(audio), caption, self.id(index), [c.id for c in clips])
 
     def id(self, index: int) -> str:
         return f"scene-{self.seed}-{index}"
+
+    def _version(self, audio: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
+        """The scene's sound as it is heard this time, [num_samples]."""
+        if factor != 1:
+            audio = change_speed(audio, factor, self.sample_rate)[: self.num_samples]
+            audio = np.pad(audio, (0, self.num_samples - len(audio)))
+        if self._tone:
+            audio = change_tone(audio, self._tone, self.sample_rate, rng)
+        return in_room(audio, self.sample_rate, rng) if rng.random() < self._rooms else audio
 
     # ---- the four kinds: each adds to `audio` and returns the caption and the clips
 

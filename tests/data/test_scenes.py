@@ -96,6 +96,27 @@ def test_every_sound_of_a_joined_scene_may_be_paraphrased():
     assert any("barking" in caption and "ringing" in caption for caption in captions)
 
 
+@pytest.mark.parametrize("version", [{"speed": 0.3}, {"tone": 4.0}, {"rooms": 1.0}], ids=["speed", "tone", "room"])
+def test_versions_change_the_sound_of_a_scene_and_not_what_it_is_of(version):
+    plain, other, again = composer(), composer(**version), composer(**version)
+    for index in range(30):
+        scene, changed = plain(index), other(index)
+        assert changed.clip_ids[0] == scene.clip_ids[0]  # at another speed fewer or more repeats may fit
+        if "speed" not in version:
+            assert (changed.caption, changed.clip_ids) == (scene.caption, scene.clip_ids)
+        assert changed.audio.shape == scene.audio.shape
+        assert changed.audio.dtype == torch.float32
+        assert 0.001 < changed.audio.abs().max() <= 0.98 + 1e-6
+        assert not torch.allclose(changed.audio, scene.audio, atol=1e-3)
+        assert torch.equal(changed.audio, again(index).audio)
+
+
+def test_rooms_are_a_share_of_the_scenes():
+    plain, some = composer(), composer(rooms=0.3)
+    changed = sum(not torch.equal(plain(index).audio, some(index).audio) for index in range(200))
+    assert 40 < changed < 80
+
+
 def test_weights_choose_the_kind():
     make = composer(weights={"sequence": 1.0})
     assert all(len(make(i).clip_ids) >= 2 for i in range(30))
@@ -161,6 +182,8 @@ def test_trim_and_measure():
         ({"seconds": 0.2}, "must last 1 s"),
         ({"seed": -1}, "the seed is -1"),
         ({"paraphrased": 1.5}, "paraphrased = 1.5: a share"),
+        ({"speed": 1.0}, "speed = 1.0, tone = 0.0, rooms = 0.0: below 1"),
+        ({"rooms": -0.1}, "none below 0"),
         ({"clips": []}, "no clips"),
     ],
 )
