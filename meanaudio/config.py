@@ -275,6 +275,16 @@ class HalvingConfig(Config):
         return self
 
 
+class MatchingConfig(Config):
+    """critic_steps: the critic's updates for one of the student's.
+
+    rehearsal: share of the rows that keep what the student knew of more steps.
+    """
+
+    critic_steps: int = Field(2, ge=1, le=16)
+    rehearsal: float = Field(0.2, ge=0, lt=1)
+
+
 ObjectiveKind = Literal[
     "flow_matching",
     "mean_flow",
@@ -285,10 +295,14 @@ ObjectiveKind = Literal[
     "guidance_distillation",
     "mean_flow_distillation",
     "progressive_distillation",
+    "distribution_matching",
 ]
-UNSCALED = {"flow_matching", "mean_flow", "mean_flow_distillation"}  # objectives whose network does not take the guidance scale
+# objectives whose network does not take the guidance scale
+UNSCALED = {"flow_matching", "mean_flow", "mean_flow_distillation", "distribution_matching"}
 INSTANT = {"flow_matching", "guidance_distillation"}  # objectives that only look at r = t
-DISTILLED = {"guidance_distillation", "mean_flow_distillation", "progressive_distillation"}  # objectives with a teacher
+# objectives with a teacher
+DISTILLED = {"guidance_distillation", "mean_flow_distillation", "progressive_distillation", "distribution_matching"}
+CRITICAL = {"distribution_matching"}  # objectives that train a critic beside the network
 
 
 class ObjectiveConfig(Config):
@@ -299,6 +313,7 @@ class ObjectiveConfig(Config):
     scale: for a network that takes the guidance scale as an input; it is then drawn for each row, and omega and kappa are not used.
     alpha: alpha_flow's way from flow matching (1) to mean flow (0). difference: the time step of finite_difference.
     teacher: folder of the checkpoint that a distillation learns from. halving: the round of a progressive distillation.
+    matching: the critic of distribution_matching, and what it keeps.
     dropped_rows: rows that lose their text regress the plain velocity ("plain") or, in mean_flow, a guided one ("release").
     """
 
@@ -313,6 +328,7 @@ class ObjectiveConfig(Config):
     difference: float = Field(0.005, gt=0, le=0.1)
     teacher: str | None = None
     halving: HalvingConfig = HalvingConfig()
+    matching: MatchingConfig = MatchingConfig()
     text_dropout: float = Field(0.1, ge=0, lt=1)
     dropped_rows: Literal["plain", "release"] = "plain"
     adaptive_epsilon: float = Field(1e-3, gt=0)
@@ -583,6 +599,14 @@ class TrainConfig(Config):
             raise ValueError("lora adapts the network of a checkpoint: it needs task generator and init_from, the checkpoint's folder")
         if self.lora is not None and self.latent_gain is not None:
             raise ValueError("lora adapts a network as it is, with its normalisation of latents: latent_gain must be left out")
+        return self
+
+    @model_validator(mode="after")
+    def _critic_is_whole(self):
+        if self.objective.kind in CRITICAL and self.loop.parallel == "fsdp":
+            raise ValueError(
+                f"objective {self.objective.kind} trains two networks, each whole on every process: parallel must be none or ddp"
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,12 +13,14 @@ from functools import partial
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meanaudio.config import INSTANT, HalvingConfig, ObjectiveConfig, TrainConfig, constant
+from meanaudio.config import CRITICAL, INSTANT, HalvingConfig, ObjectiveConfig, TrainConfig, constant
 from meanaudio.evaluation.probe import Memory, seconds_waited
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.memory import keep_freed_memory
 from meanaudio.models.transformer import make_network
 from meanaudio.objectives import OBJECTIVES, Objective, make_objective
+from meanaudio.objectives.distribution_matching import MatchingDraws, laid_on, outputs
+from meanaudio.objectives.flow_matching import flow_matching
 from meanaudio.objectives.two_times import TwoTimeDraws
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.types import Draws, Loss, Network, TextFeatures
@@ -93,13 +95,30 @@ def objective_variants(config: TrainConfig) -> dict[str, Variant]:
     teacher = make_network(config.network).requires_grad_(False)
     found = {}
     for kind in OBJECTIVES:
-        for guidance in (0.0,) if kind in INSTANT | {"progressive_distillation"} else (0.0, 1.0):
+        for guidance in (0.0,) if kind in INSTANT | CRITICAL | {"progressive_distillation"} else (0.0, 1.0):
             changes = {"kind": kind, "guidance": constant(guidance), "alpha": constant(0.5), "halving": HalvingConfig(steps=8, first=16)}
-            objective = make_objective(config.objective.model_copy(update=changes), teacher)
-            loss = partial(_at_scale, objective, 4.0) if kind == "guidance_distillation" else objective.loss
+            critic = make_network(config.network) if kind in CRITICAL else None
+            objective = make_objective(config.objective.model_copy(update=changes), teacher, critic, teacher)
+            loss = partial(_at_scale, objective, 4.0) if kind == "guidance_distillation" else loss_of(objective)
             name = kind.replace("_", " ") + (", guided" if guidance else "")
             found[name] = Variant(loss, here, again, objective)
     return found
+
+
+def loss_of(objective: Objective) -> Callable[..., Loss]:
+    """The objective's loss, before which a critic makes its passes of the step; its AdamW is left out."""
+    return objective.loss if objective.critic is None else partial(_after_critic, objective)
+
+
+def _after_critic(
+    objective: Objective, net: Network, x: torch.Tensor, text: TextFeatures, null: TextFeatures, draws: MatchingDraws, *, progress: float
+) -> Loss:
+    assert objective.critic is not None
+    made, config = outputs(net, text, draws), objective.config
+    for number in range(config.matching.critic_steps):
+        followed = flow_matching(objective.critic, made, text, null, laid_on(draws, number), progress=progress, config=config)
+        followed.per_sample.mean().backward()
+    return objective.loss(net, x, text, null, draws, progress=progress)
 
 
 def _at_scale(

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meanaudio.config import DISTILLED, ObjectiveConfig
+from meanaudio.config import CRITICAL, DISTILLED, ObjectiveConfig
 from meanaudio.objectives.alpha_flow import alpha_flow
+from meanaudio.objectives.distribution_matching import distribution_matching, draw_matching
 from meanaudio.objectives.finite_difference import finite_difference
 from meanaudio.objectives.flow_matching import draw_instants, flow_matching
 from meanaudio.objectives.guidance_distillation import draw_guided_instants, guidance_distillation
@@ -25,7 +26,7 @@ from meanaudio.objectives.two_times import draw_two_times
 from meanaudio.types import Draws, Loss, Network, TextFeatures
 
 # kind: draw(shape, progress=, generator=, config=) -> Draws, and loss(net, x, text, null, draws, progress=, config=) -> Loss;
-# the loss of a distillation takes teacher= too.
+# the loss of a distillation takes teacher= too, and one with a critic critic= and before=.
 OBJECTIVES: dict[str, tuple[Callable[..., Draws], Callable[..., Loss]]] = {
     "flow_matching": (draw_instants, flow_matching),
     "mean_flow": (draw_intervals, mean_flow),
@@ -36,15 +37,21 @@ OBJECTIVES: dict[str, tuple[Callable[..., Draws], Callable[..., Loss]]] = {
     "guidance_distillation": (draw_guided_instants, guidance_distillation),
     "mean_flow_distillation": (draw_intervals, mean_flow_distillation),
     "progressive_distillation": (draw_steps, progressive_distillation),
+    "distribution_matching": (draw_matching, distribution_matching),
 }
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The objective that `config` names. progress in [0, 1] drives its schedules. teacher: the network a distillation learns from."""
+    """The objective that `config` names. progress in [0, 1] drives its schedules. teacher: the network a distillation learns from.
+
+    critic: the network that follows the student of a distribution matching. before: that student as it was when the run began.
+    """
 
     config: ObjectiveConfig
     teacher: Network | None = None
+    critic: Network | None = None
+    before: Network | None = None
 
     def draw(self, shape: Sequence[int], *, progress: float, generator: torch.Generator) -> Draws:
         """What is random for latents of `shape` [B, L, C]; on the CPU, from a CPU generator."""
@@ -53,6 +60,7 @@ class Objective:
     def loss(self, net: Network, x: Tensor, text: TextFeatures, null: TextFeatures, draws: Draws, *, progress: float) -> Loss:
         """x [B, L, C]: normalised clean latents. text, null: features of the captions and of "" (one row). All on one device."""
         more = {"teacher": self.teacher} if self.config.kind in DISTILLED else {}
+        more |= {"critic": self.critic, "before": self.before} if self.config.kind in CRITICAL else {}
         return OBJECTIVES[self.config.kind][1](net, x, text, null, draws, progress=progress, config=self.config, **more)
 
     def __call__(
@@ -63,5 +71,7 @@ class Objective:
         return self.loss(net, x, text, null, draws, progress=progress)
 
 
-def make_objective(config: ObjectiveConfig, teacher: Network | None = None) -> Objective:
-    return Objective(config, teacher)
+def make_objective(
+    config: ObjectiveConfig, teacher: Network | None = None, critic: Network | None = None, before: Network | None = None
+) -> Objective:
+    return Objective(config, teacher, critic, before)

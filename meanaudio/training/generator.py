@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from meanaudio import distributed
 from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import link_file, load_into, load_weights, save_weights, write_beside, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
-from meanaudio.config import DISTILLED, CheckpointConfig, TrainConfig
+from meanaudio.config import CRITICAL, DISTILLED, CheckpointConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
 from meanaudio.data.sources import open_datasets
 from meanaudio.errors import InputError
@@ -25,6 +26,7 @@ from meanaudio.evaluation.latents import held_out_distance
 from meanaudio.models.lora import adapter_state, add_adapters, save_adapters
 from meanaudio.models.transformer import NETWORK_FILE, Transformer, load_network, make_network
 from meanaudio.objectives import make_objective
+from meanaudio.objectives.distribution_matching import MatchingDraws, laid_on, outputs
 from meanaudio.objectives.two_times import shown_guidance
 from meanaudio.pipeline import read_checkpoint_config
 from meanaudio.plots import save_spectrograms
@@ -37,7 +39,7 @@ from meanaudio.training.log import mean_numbers
 from meanaudio.training.loop import Update
 from meanaudio.training.parallel import LossModule, compile_blocks, forward_pass, spread
 from meanaudio.training.validation import CHUNK, held_out_loss
-from meanaudio.types import Draws, LatentBatch, send
+from meanaudio.types import Draws, LatentBatch, TextFeatures, send
 
 # A network with the second interval starts as the function that one with the first was.
 SAME_AT_FIRST = {("none", "relative"), ("none", "decoupled")}
@@ -73,15 +75,27 @@ class GeneratorTask:
         if network.preconditioned and (config.init_from is None or config.latent_gain is not None):
             network.data_std.copy_(self.train.statistics.std.to(self.device) / self.std)
         self.null = self.train.null_text.to(self.device)
-        self.objective = make_objective(config.objective, self._teacher())
+        teacher, critic, before = self._teacher(), None, None
+        if config.objective.kind in CRITICAL:
+            assert teacher is not None
+            critic, before = copy.deepcopy(teacher).requires_grad_(True), copy.deepcopy(network).requires_grad_(False)
+        self.objective = make_objective(config.objective, teacher, critic, before)
         self.listener = make_listener(config.evaluation.extractor, str(self.device)) if config.evaluation.extractor else None
         if self.listener is not None and not (Path(config.codec_from or "") / VOCODER_FILE).is_file():
             raise InputError(f"evaluation.extractor = {config.evaluation.extractor!r} needs sound: codec_from has no {VOCODER_FILE}")
         network.checkpoint_activations = config.loop.checkpoint_activations
         self.networks: dict[str, nn.Module] = {"network": network}
         if config.loop.compile:
-            compile_blocks(network)
+            for each in (network, teacher, critic, before):
+                if each is not None:
+                    compile_blocks(each)
         self.loss = spread(LossModule(network, self.objective), config.loop.parallel)
+        self.critic_loss: nn.Module | None = None
+        if critic is not None:
+            critic.checkpoint_activations = config.loop.checkpoint_activations
+            self.networks["critic"] = critic
+            following = make_objective(config.objective.model_copy(update={"kind": "flow_matching"}))
+            self.critic_loss = spread(LossModule(critic, following), config.loop.parallel)
 
     def blank(self) -> Transformer:
         with torch.random.fork_rng(devices=[]):
@@ -212,6 +226,9 @@ class GeneratorTask:
             # A network that hears padding hears the same amount of it in every batch; compiled code is made once for one length.
             text = text.pad_to(self.config.text.max_tokens)
         logs: list[dict[str, float]] = []
+        if self.critic_loss is not None:
+            assert isinstance(draws, MatchingDraws)
+            logs.append({"critic_error": self._follow(self.critic_loss, text, draws, batch.ids, progress, update)})
 
         def losses() -> Iterator[tuple[torch.Tensor, list[str]]]:
             for part in range(parts):
@@ -223,6 +240,26 @@ class GeneratorTask:
 
         update("network", losses())
         return mean_numbers(logs)
+
+    def _follow(
+        self, critic_loss: nn.Module, text: TextFeatures, draws: MatchingDraws, ids: list[str], progress: float, update: Update
+    ) -> float:
+        """The critic's updates of a step, all on the same outputs; its mean error."""
+        parts = [slice(part, None, self.config.loop.accumulate) for part in range(self.config.loop.accumulate)]
+        network, found = self.networks["network"], list[float]()
+        with self._precision():
+            made = [outputs(network, text[rows], draws[rows]) for rows in parts]  # type: ignore[arg-type]
+
+        def losses(number: int) -> Iterator[tuple[torch.Tensor, list[str]]]:
+            for x, rows in zip(made, parts, strict=True):
+                with forward_pass(critic_loss, last=rows is parts[-1]), self._precision():
+                    per_sample, _, numbers = critic_loss(x, text[rows], self.null, laid_on(draws[rows], number), progress)
+                found.append(numbers["error"])
+                yield per_sample.mean() / len(parts), ids[rows]
+
+        for number in range(self.config.objective.matching.critic_steps):
+            update("critic", losses(number))
+        return sum(found) / len(found)
 
     @torch.inference_mode()
     def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:

@@ -8,7 +8,17 @@ import torch
 from fakes import LATENT_DIM, fill, normals, random_text, tiny_network
 from torch import Tensor
 
-from meanaudio.config import INSTANT, HalvingConfig, ObjectiveConfig, ObjectiveKind, ScaleConfig, ScheduleConfig, TimeConfig, constant
+from meanaudio.config import (
+    INSTANT,
+    HalvingConfig,
+    MatchingConfig,
+    ObjectiveConfig,
+    ObjectiveKind,
+    ScaleConfig,
+    ScheduleConfig,
+    TimeConfig,
+    constant,
+)
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.models.transformer import make_network
 from meanaudio.objectives import OBJECTIVES, Objective, make_objective
@@ -276,6 +286,7 @@ CONFIGS = {
     "later progressive_distillation": ObjectiveConfig(
         kind="progressive_distillation", teacher="given", halving=HalvingConfig(steps=2, first=16), scale=ScaleConfig()
     ),
+    "distribution_matching": ObjectiveConfig(kind="distribution_matching", teacher="given", matching=MatchingConfig(rehearsal=0.25)),
 }
 
 
@@ -286,8 +297,11 @@ def network_for(name: str):
 
 
 def objective_for(name: str) -> Objective:
-    """The objective, with a teacher of the kind it takes."""
+    """The objective, with a teacher of the kind it takes, and a critic and an earlier student where it has them."""
     config, teacher = CONFIGS[name], None
+    if config.kind == "distribution_matching":
+        others = network(interval="none"), network(interval="none", width=48), network(interval="relative", width=48)
+        return make_objective(config, *(other.requires_grad_(False) for other in others))
     if config.kind in ("guidance_distillation", "mean_flow_distillation"):
         teacher = network(interval="none")
     elif config.kind == "progressive_distillation":

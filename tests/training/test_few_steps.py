@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 from fakes import LATENT_DIM, fill, normals, random_text, tiny_network
-from runs import assert_same_run, rows, tiny_run
+from runs import assert_same_run, rows, tiny_run, with_loop
 
 from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE
-from meanaudio.config import CheckpointConfig, HalvingConfig, ObjectiveConfig, ScaleConfig, TrainConfig, constant, parse
+from meanaudio.config import CheckpointConfig, HalvingConfig, MatchingConfig, ObjectiveConfig, ScaleConfig, TrainConfig, constant, parse
 from meanaudio.errors import InputError
 from meanaudio.models.transformer import make_network
 from meanaudio.training.distill import distill, round_of
@@ -134,6 +134,32 @@ def test_distill_wants_its_objective(config, tmp_path):
     with pytest.raises(InputError, match="not mean_flow; for one run use train"):
         distill(config, tmp_path / "halved")
     assert not (tmp_path / "halved").exists()
+
+
+def test_a_distribution_is_matched_with_a_critic_that_is_trained_beside(config, tmp_path, flow):
+    """Critic and teacher begin alike, the teacher stays, a resumed run is the uninterrupted one, and the export is the student's alone."""
+    matching = MatchingConfig(critic_steps=2, rehearsal=0.25)
+    config = of_kind(config, "distribution_matching", teacher=str(flow), matching=matching).model_copy(update={"init_from": str(flow)})
+    task = GeneratorTask(config)
+    taught = load_weights(flow / "network.safetensors")
+    assert all(torch.equal(task.networks["critic"].state_dict()[k], v) for k, v in taught.items())
+    Loop(task, config, tmp_path / "whole").run(progress_bar=False)
+    assert all(torch.equal(task.objective.teacher.state_dict()[k], v) for k, v in taught.items())
+    assert not all(torch.equal(task.networks["critic"].state_dict()[k], v) for k, v in taught.items())
+    run(config, tmp_path / "parts", until=2)
+    run(config, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    logged = [row for row in rows(tmp_path / "whole") if "loss" in row]
+    assert len(logged) == 4
+    assert {"critic_error", "error", "distance", "forgotten", "gradient_norm/critic"} <= logged[0].keys()
+    assert "held_out/frechet_1_step" in rows(tmp_path / "whole")[-1]
+    exported = load_weights(tmp_path / "whole" / "export" / "network.safetensors")
+    assert exported.keys() == task.networks["network"].state_dict().keys()
+
+
+def test_a_critic_is_not_sharded(config, flow):
+    with pytest.raises(InputError, match="each whole on every process: parallel must be none or ddp"):
+        of_kind(with_loop(config, parallel="fsdp"), "distribution_matching", teacher=str(flow))
 
 
 @pytest.mark.parametrize(
