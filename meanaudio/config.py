@@ -302,7 +302,7 @@ UNSCALED = {"flow_matching", "mean_flow", "mean_flow_distillation", "distributio
 INSTANT = {"flow_matching", "guidance_distillation"}  # objectives that only look at r = t
 # objectives with a teacher
 DISTILLED = {"guidance_distillation", "mean_flow_distillation", "progressive_distillation", "distribution_matching"}
-CRITICAL = {"distribution_matching"}  # objectives that train a critic beside the network
+WITH_CRITIC = {"distribution_matching"}  # objectives that train a critic beside the network
 
 
 class ObjectiveConfig(Config):
@@ -602,8 +602,12 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _critic_is_whole(self):
-        if self.objective.kind in CRITICAL and self.loop.parallel == "fsdp":
+    def _critic_has_a_student(self):
+        if self.objective.kind not in WITH_CRITIC or self.task != "generator":
+            return self
+        if self.init_from is None:
+            raise ValueError(f"objective {self.objective.kind} goes on with a network that makes a step already: it needs init_from")
+        if self.loop.parallel == "fsdp":
             raise ValueError(
                 f"objective {self.objective.kind} trains two networks, each whole on every process: parallel must be none or ddp"
             )

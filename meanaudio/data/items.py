@@ -129,7 +129,7 @@ class Scenes:
             paraphrased=config.paraphrase,
             speed=config.speed,
             tone=config.tone,
-            rooms=config.room,
+            room=config.room,
         )
 
     def __len__(self) -> int:

@@ -97,7 +97,7 @@ def prepare(
         "split": split,
         "windows": None if scenes else windows.model_dump(),
         "scenes": scenes,
-        "scene_weights": (scene_config or SceneConfig()).model_dump() if scenes else None,
+        "scene_weights": _scene_facts(scene_config or SceneConfig()) if scenes else None,
         "seed": seed,
         "codec_hash": file_hash(codec_folder / VAE_FILE),
         "text": None if encoder is None else text.model_dump(),
@@ -258,6 +258,11 @@ class _Part:
     ids: list[str]
     captions: list[str]
     left_out: list[dict[str, str]]
+
+
+def _scene_facts(config: SceneConfig) -> dict[str, float]:
+    """The config's values. Versions that are off are left out: scenes made before there were any are the same ones."""
+    return {key: value for key, value in config.model_dump().items() if value or key not in ("speed", "tone", "room")}
 
 
 def _hash(values: object) -> str:

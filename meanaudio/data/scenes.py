@@ -53,8 +53,8 @@ class SceneComposer:
     clips: what to compose; captions are drawn evenly, then a clip of the caption. weights: shares of single, repeat, sequence and overlay.
     max_lead: seconds of silence at most before the first sound; who types a prompt wants to hear it at once.
     paraphrased: share of captions that get another wording (data/paraphrases.py) before they are joined.
-    speed, tone, rooms: other versions of the sound (data/versions.py): up to 1 + `speed` times faster or slower, gains that spread by
-    `tone` dB, an echo in the share `rooms`. What is drawn for them leaves the composition as it is, but for what fits at another speed.
+    speed, tone, room: other versions of the sound (data/versions.py): up to 1 + `speed` times faster or slower, gains that spread by
+    `tone` dB, an echo in the share `room`. What is drawn for them leaves the composition as it is, but for what fits at another speed.
     load: (clip, sample_rate) -> [N] float32, read once a clip and kept in memory.
     """
 
@@ -70,7 +70,7 @@ class SceneComposer:
         paraphrased: float = 0.0,
         speed: float = 0.0,
         tone: float = 0.0,
-        rooms: float = 0.0,
+        room: float = 0.0,
         load: Callable[[Clip, int], Tensor] | None = None,
     ) -> None:
         weights = dict(WEIGHTS if weights is None else weights)
@@ -84,10 +84,10 @@ class SceneComposer:
             raise InputError(f"the seed is {seed}; it must be 0 or more")
         if not 0 <= paraphrased <= 1:
             raise InputError(f"paraphrased = {paraphrased}: a share, 0 to 1")
-        if not (0 <= speed < 1 and 0 <= tone < 20 and 0 <= rooms <= 1):
-            raise InputError(f"speed = {speed}, tone = {tone}, rooms = {rooms}: below 1, below 20 (dB) and a share; none below 0")
+        if not (0 <= speed <= 0.5 and 0 <= tone <= 12 and 0 <= room <= 1):
+            raise InputError(f"speed = {speed}, tone = {tone}, room = {room}: up to 0.5, up to 12 (dB) and a share; none below 0")
         self.sample_rate, self.seed, self._paraphrased = sample_rate, seed, paraphrased
-        self._speed, self._tone, self._rooms = speed, tone, rooms
+        self._speed, self._tone, self._room = speed, tone, room
         self.num_samples = round(seconds * sample_rate)
         self._lead = round(max_lead * sample_rate)
         if self.num_samples < sample_rate:
@@ -133,7 +133,7 @@ class SceneComposer:
             audio = np.pad(audio, (0, self.num_samples - len(audio)))
         if self._tone:
             audio = change_tone(audio, self._tone, self.sample_rate, rng)
-        return in_room(audio, self.sample_rate, rng) if rng.random() < self._rooms else audio
+        return in_room(audio, self.sample_rate, rng) if rng.random() < self._room else audio
 
     # ---- the four kinds: each adds to `audio` and returns the caption and the clips
 

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meanaudio.config import CRITICAL, INSTANT, HalvingConfig, ObjectiveConfig, TrainConfig, constant
+from meanaudio.config import INSTANT, WITH_CRITIC, HalvingConfig, ObjectiveConfig, TrainConfig, constant
 from meanaudio.evaluation.probe import Memory, seconds_waited
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.memory import keep_freed_memory
@@ -95,9 +95,9 @@ def objective_variants(config: TrainConfig) -> dict[str, Variant]:
     teacher = make_network(config.network).requires_grad_(False)
     found = {}
     for kind in OBJECTIVES:
-        for guidance in (0.0,) if kind in INSTANT | CRITICAL | {"progressive_distillation"} else (0.0, 1.0):
+        for guidance in (0.0,) if kind in INSTANT | WITH_CRITIC | {"progressive_distillation"} else (0.0, 1.0):
             changes = {"kind": kind, "guidance": constant(guidance), "alpha": constant(0.5), "halving": HalvingConfig(steps=8, first=16)}
-            critic = make_network(config.network) if kind in CRITICAL else None
+            critic = make_network(config.network) if kind in WITH_CRITIC else None
             objective = make_objective(config.objective.model_copy(update=changes), teacher, critic, teacher)
             loss = partial(_at_scale, objective, 4.0) if kind == "guidance_distillation" else loss_of(objective)
             name = kind.replace("_", " ") + (", guided" if guidance else "")
@@ -106,7 +106,7 @@ def objective_variants(config: TrainConfig) -> dict[str, Variant]:
 
 
 def loss_of(objective: Objective) -> Callable[..., Loss]:
-    """The objective's loss, before which a critic makes its passes of the step; its AdamW is left out."""
+    """The objective's loss, before which a critic makes its passes of the step. What its AdamW takes, time and memory, is left out."""
     return objective.loss if objective.critic is None else partial(_after_critic, objective)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meanaudio.config import CRITICAL, DISTILLED, ObjectiveConfig
+from meanaudio.config import DISTILLED, WITH_CRITIC, ObjectiveConfig
 from meanaudio.objectives.alpha_flow import alpha_flow
 from meanaudio.objectives.distribution_matching import distribution_matching, draw_matching
 from meanaudio.objectives.finite_difference import finite_difference
@@ -60,7 +60,7 @@ class Objective:
     def loss(self, net: Network, x: Tensor, text: TextFeatures, null: TextFeatures, draws: Draws, *, progress: float) -> Loss:
         """x [B, L, C]: normalised clean latents. text, null: features of the captions and of "" (one row). All on one device."""
         more = {"teacher": self.teacher} if self.config.kind in DISTILLED else {}
-        more |= {"critic": self.critic, "before": self.before} if self.config.kind in CRITICAL else {}
+        more |= {"critic": self.critic, "before": self.before} if self.config.kind in WITH_CRITIC else {}
         return OBJECTIVES[self.config.kind][1](net, x, text, null, draws, progress=progress, config=self.config, **more)
 
     def __call__(

@@ -5,11 +5,12 @@ whole are to be distributed as the teacher's. Noise is laid on x up to a time t.
 estimates what is clean, and so does the critic, a second network that follows the student by flow matching on its outputs. The gradient
 in x of the Kullback-Leibler divergence between both is the difference of the two estimates, and per row it is divided by the mean distance
 between x and the teacher's (paper). The critic makes `critic_steps` updates for one of the student's (DMD2's two time scales, which make
-the regression onto pairs of noise and output needless).
+the regression onto pairs of noise and output needless), all on the outputs that the student is then judged by (ours: it makes them once).
 
 A share of the rows (`rehearsal`, ours) regresses besides what the student said when the run began, over shorter steps and at r = t, so
-that more steps remain possible; there, and only there, text is dropped. One student pass, two of the teacher and one of the critic
-without a graph; each of the critic's updates is one pass of it, and all together one of the student without a graph.
+that more steps remain possible; there, and only there, text is dropped. One student pass; two of the teacher, one of the critic and, for
+rehearsing rows, one of the student at first without a graph. Each of the critic's updates is one pass of it, and all together one of the
+student without a graph.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from meanaudio.objectives.guidance_distillation import guided_teacher
 from meanaudio.types import Draws, Loss, Network, TextFeatures
 
 MOST_STEPS = 8  # rehearsed: 2, 4 and 8
+EVENLY = 2**0.5 - 1  # its multiples fill [0, 1) evenly, and so do every second, third, fourth, eighth, … of them
 LEAST_DISTANCE = 1e-3  # of an output from the teacher's estimate, where it divides
 
 
@@ -45,16 +47,16 @@ class MatchingDraws(Draws):
 
 
 def draw_matching(shape: Sequence[int], *, progress: float, generator: torch.Generator, config: ObjectiveConfig) -> MatchingDraws:
-    """t and r on grids of 2, 4 and 8 steps or r = t. Rehearsing rows are spread evenly, and always as many: compiled shapes stay."""
+    """t and r on grids of 2, 4 and 8 steps or r = t. The same rows rehearse in every batch, spread so that parts of it have alike many."""
     base = draw_instants(shape, progress=progress, generator=generator, config=config)
     rows, times = shape[0], config.matching.critic_steps + 1
-    count = torch.floor(torch.arange(rows + 1) * config.matching.rehearsal)
+    rehearsing = torch.arange(1, rows + 1) * EVENLY % 1 < config.matching.rehearsal
     kind = torch.randint(0, round(math.log2(MOST_STEPS)) + 1, (rows,), generator=generator)
     place = torch.floor(torch.rand(rows, generator=generator) * 2**kind)
     t, r = (torch.where(kind == 0, base.t, edge / 2**kind) for edge in (place + 1, place))
     again = torch.randn((rows, times, *shape[1:]), generator=generator)
     instants = [draw_instants((rows, 0), progress=progress, generator=generator, config=config).t for _ in range(times)]
-    return MatchingDraws(base.noise, t, r, base.keep, count[1:] > count[:-1], again, torch.stack(instants, 1))
+    return MatchingDraws(base.noise, t, r, base.keep, rehearsing, again, torch.stack(instants, 1))
 
 
 def whole_jump(draws: MatchingDraws) -> tuple[Tensor, Tensor]:

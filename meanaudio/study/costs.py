@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from meanaudio.config import CRITICAL, DISTILLED, INSTANT, StudyConfig, TrainConfig
+from meanaudio.config import DISTILLED, INSTANT, WITH_CRITIC, StudyConfig, TrainConfig
 from meanaudio.evaluation.training_cost import Bench, Variant, loss_of, peak_memory
 from meanaudio.models.transformer import make_network
 from meanaudio.objectives import make_objective
@@ -48,7 +48,7 @@ def bench_of(config: TrainConfig) -> tuple[Bench, Variant]:
     if objective.kind in DISTILLED:
         plain = {"interval": "none", "guidance_embedding": False, "guidance_limits": False} if objective.kind in INSTANT else {}
         teacher = make_network(config.network.model_copy(update=plain)).requires_grad_(False)
-    if objective.kind in CRITICAL:
+    if objective.kind in WITH_CRITIC:
         critic, before = make_network(config.network), teacher
     made = make_objective(objective, teacher, critic, before)
     return Bench(config, TOKENS), Variant(loss_of(made), config.loop.precision, config.loop.checkpoint_activations, made)

@@ -16,7 +16,7 @@ from meanaudio import distributed
 from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import link_file, load_into, load_weights, save_weights, write_beside, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
-from meanaudio.config import CRITICAL, DISTILLED, CheckpointConfig, TrainConfig
+from meanaudio.config import DISTILLED, WITH_CRITIC, CheckpointConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
 from meanaudio.data.sources import open_datasets
 from meanaudio.errors import InputError
@@ -26,7 +26,8 @@ from meanaudio.evaluation.latents import held_out_distance
 from meanaudio.models.lora import adapter_state, add_adapters, save_adapters
 from meanaudio.models.transformer import NETWORK_FILE, Transformer, load_network, make_network
 from meanaudio.objectives import make_objective
-from meanaudio.objectives.distribution_matching import MatchingDraws, laid_on, outputs
+from meanaudio.objectives.distribution_matching import MatchingDraws, laid_on
+from meanaudio.objectives.distribution_matching import outputs as student_outputs
 from meanaudio.objectives.two_times import shown_guidance
 from meanaudio.pipeline import read_checkpoint_config
 from meanaudio.plots import save_spectrograms
@@ -76,7 +77,7 @@ class GeneratorTask:
             network.data_std.copy_(self.train.statistics.std.to(self.device) / self.std)
         self.null = self.train.null_text.to(self.device)
         teacher, critic, before = self._teacher(), None, None
-        if config.objective.kind in CRITICAL:
+        if config.objective.kind in WITH_CRITIC:
             assert teacher is not None
             critic, before = copy.deepcopy(teacher).requires_grad_(True), copy.deepcopy(network).requires_grad_(False)
         self.objective = make_objective(config.objective, teacher, critic, before)
@@ -86,12 +87,15 @@ class GeneratorTask:
         network.checkpoint_activations = config.loop.checkpoint_activations
         self.networks: dict[str, nn.Module] = {"network": network}
         if config.loop.compile:
-            for each in (network, teacher, critic, before):
-                if each is not None:
-                    compile_blocks(each)
+            compile_blocks(network)
         self.loss = spread(LossModule(network, self.objective), config.loop.parallel)
         self.critic_loss: nn.Module | None = None
         if critic is not None:
+            assert teacher is not None and before is not None
+            if config.loop.compile:
+                for other in (critic, teacher, before):
+                    compile_blocks(other)
+            self.best = "frechet_1_step"  # the objective's error depends on a critic that changes
             critic.checkpoint_activations = config.loop.checkpoint_activations
             self.networks["critic"] = critic
             following = make_objective(config.objective.model_copy(update={"kind": "flow_matching"}))
@@ -248,7 +252,7 @@ class GeneratorTask:
         parts = [slice(part, None, self.config.loop.accumulate) for part in range(self.config.loop.accumulate)]
         network, found = self.networks["network"], list[float]()
         with self._precision():
-            made = [outputs(network, text[rows], draws[rows]) for rows in parts]  # type: ignore[arg-type]
+            made = [student_outputs(network, text[rows], draws[rows]) for rows in parts]  # type: ignore[arg-type]
 
         def losses(number: int) -> Iterator[tuple[torch.Tensor, list[str]]]:
             for x, rows in zip(made, parts, strict=True):

@@ -43,7 +43,7 @@ class Task(Protocol):
     best: str
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
-        """Draw batch number `step`, call `update` once a network, return numbers to log."""
+        """Draw batch number `step`, call `update` once or more a network, return numbers to log."""
         ...
 
     def blank(self) -> nn.Module:

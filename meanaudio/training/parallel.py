@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -15,6 +17,8 @@ from meanaudio import distributed
 from meanaudio.models.transformer import Transformer
 from meanaudio.objectives import Objective
 from meanaudio.types import Draws, TextFeatures
+
+RECOMPILE_LIMIT = 64
 
 
 class LossModule(nn.Module):
@@ -39,8 +43,9 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 
 def compile_blocks(network: Transformer) -> None:
     """Compile each block, and the layers before them, when it is first called. Like blocks share their code, which makes it far quicker
-    than to compile the whole.
+    than to compile the whole. Kinds of blocks, shapes and modes of all networks count against one limit, beyond which torch goes eager.
     """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     for block in (*blocks_of(network), network.audio_in):
         block.compile()
 

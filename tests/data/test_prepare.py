@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from meanaudio.audio import load_audio, save_audio
 from meanaudio.checkpoint import load_weights, save_weights
 from meanaudio.codec.codec import VAE_FILE, load_codec, make_vae
-from meanaudio.config import TextConfig, WindowConfig
+from meanaudio.config import SceneConfig, TextConfig, WindowConfig
 from meanaudio.data.items import ClipWindows
 from meanaudio.data.manifest import Clip, read_manifest
 from meanaudio.data.shards import ShardDataset
@@ -169,6 +169,15 @@ def test_scenes_depend_on_their_seed(make_shards, tmp_path):
     a, b, c = (ShardDataset(tmp_path / name).batch([0, 1, 2, 3]).mean for name in "abc")
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_versions_are_other_scenes_and_none_are_those_made_before_there_were_any(make_shards, tmp_path):
+    for name, share in (("a", 0), ("b", 1)):
+        make_shards(tmp_path / name, scenes=4, scene_config=SceneConfig(room=share))
+    described = [json.loads((tmp_path / name / "index.json").read_text()) for name in "ab"]
+    assert described[0]["scene_weights"].keys().isdisjoint({"speed", "tone", "room"})
+    assert described[1]["scene_weights"]["room"] == 1
+    assert described[0]["made_by"] != described[1]["made_by"]
 
 
 @given(total=st.integers(0, 50), count=st.integers(1, 9))

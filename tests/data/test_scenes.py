@@ -96,7 +96,7 @@ def test_every_sound_of_a_joined_scene_may_be_paraphrased():
     assert any("barking" in caption and "ringing" in caption for caption in captions)
 
 
-@pytest.mark.parametrize("version", [{"speed": 0.3}, {"tone": 4.0}, {"rooms": 1.0}], ids=["speed", "tone", "room"])
+@pytest.mark.parametrize("version", [{"speed": 0.3}, {"tone": 4.0}, {"room": 1.0}], ids=["speed", "tone", "room"])
 def test_versions_change_the_sound_of_a_scene_and_not_what_it_is_of(version):
     plain, other, again = composer(), composer(**version), composer(**version)
     for index in range(30):
@@ -112,7 +112,7 @@ def test_versions_change_the_sound_of_a_scene_and_not_what_it_is_of(version):
 
 
 def test_rooms_are_a_share_of_the_scenes():
-    plain, some = composer(), composer(rooms=0.3)
+    plain, some = composer(), composer(room=0.3)
     changed = sum(not torch.equal(plain(index).audio, some(index).audio) for index in range(200))
     assert 40 < changed < 80
 
@@ -182,8 +182,8 @@ def test_trim_and_measure():
         ({"seconds": 0.2}, "must last 1 s"),
         ({"seed": -1}, "the seed is -1"),
         ({"paraphrased": 1.5}, "paraphrased = 1.5: a share"),
-        ({"speed": 1.0}, "speed = 1.0, tone = 0.0, rooms = 0.0: below 1"),
-        ({"rooms": -0.1}, "none below 0"),
+        ({"speed": 1.0}, "speed = 1.0, tone = 0.0, room = 0.0: up to 0.5"),
+        ({"room": -0.1}, "none below 0"),
         ({"clips": []}, "no clips"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_students_and_its_critics_gradients_on_two_processes(config, tmp_path)
     save_weights(export / NETWORK_FILE, fill(make_network(config.network), 3, 0.2).state_dict())
     matching = MatchingConfig(critic_steps=2, rehearsal=0.25)
     objective = ObjectiveConfig(kind="distribution_matching", teacher=str(export), matching=matching)
-    config = config.model_copy(update={"objective": objective})
+    config = config.model_copy(update={"objective": objective, "init_from": str(export)})
     save_gradients(config, tmp_path / "one")
     assert {name.split()[0] for name in load_weights(tmp_path / "one")} == {"network", "critic"}
     save_gradients(with_loop(config, accumulate=2), tmp_path / "parts")
@@ -132,6 +132,7 @@ def test_adapters_and_activations_computed_twice_on_two_processes(config, tmp_pa
 def save_traced_gradients(config, path) -> dict[str, float]:
     """With torch's compiler up to the code it would generate, which takes minutes to make and is torch's own matter."""
     torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     SequenceConv.forward = SequenceConv.as_product  # as on a GPU
     return save_gradients(config, path)
 
@@ -144,6 +145,19 @@ def test_compiled_gradients_are_the_eager_ones(config, tmp_path, parallel):
     assert_ran(start(save_gradients, config, tmp_path / "eager", ranks=ranks))
     assert_ran(start(save_traced_gradients, with_loop(config, compile=True), tmp_path / "compiled", ranks=ranks))
     assert_same_gradients(tmp_path / "eager", tmp_path / "compiled")
+
+
+@pytest.mark.slow
+def test_compiled_student_and_critic_have_the_eager_gradients(config, tmp_path):
+    """Four networks, compiled, in two modes; none falls back to eager code for having been made too often."""
+    run(with_loop(config, steps=1), tmp_path / "base")
+    export = tmp_path / "base" / "export"
+    save_weights(export / NETWORK_FILE, fill(make_network(config.network), 3, 0.2).state_dict())
+    objective = ObjectiveConfig(kind="distribution_matching", teacher=str(export), matching=MatchingConfig(rehearsal=0.25))
+    config = config.model_copy(update={"objective": objective, "init_from": str(export)})
+    assert_ran(start(save_gradients, config, tmp_path / "eager"))
+    assert_ran(start(save_traced_gradients, with_loop(config, compile=True), tmp_path / "compiled"))
+    assert_same_gradients(tmp_path / "eager", tmp_path / "compiled", within=5e-4)
 
 
 # ---------------------------------------------------------------- states

@@ -139,7 +139,8 @@ def test_distill_wants_its_objective(config, tmp_path):
 def test_a_distribution_is_matched_with_a_critic_that_is_trained_beside(config, tmp_path, flow):
     """Critic and teacher begin alike, the teacher stays, a resumed run is the uninterrupted one, and the export is the student's alone."""
     matching = MatchingConfig(critic_steps=2, rehearsal=0.25)
-    config = of_kind(config, "distribution_matching", teacher=str(flow), matching=matching).model_copy(update={"init_from": str(flow)})
+    begun = config.model_copy(update={"init_from": str(flow)})
+    config = of_kind(begun, "distribution_matching", teacher=str(flow), matching=matching)
     task = GeneratorTask(config)
     taught = load_weights(flow / "network.safetensors")
     assert all(torch.equal(task.networks["critic"].state_dict()[k], v) for k, v in taught.items())
@@ -152,14 +153,18 @@ def test_a_distribution_is_matched_with_a_critic_that_is_trained_beside(config, 
     logged = [row for row in rows(tmp_path / "whole") if "loss" in row]
     assert len(logged) == 4
     assert {"critic_error", "error", "distance", "forgotten", "gradient_norm/critic"} <= logged[0].keys()
-    assert "held_out/frechet_1_step" in rows(tmp_path / "whole")[-1]
+    best = read_json(tmp_path / "whole" / "best" / "best.json")
+    assert best == {"step": 4, "frechet_1_step": rows(tmp_path / "whole")[-1]["held_out/frechet_1_step"]}
     exported = load_weights(tmp_path / "whole" / "export" / "network.safetensors")
     assert exported.keys() == task.networks["network"].state_dict().keys()
 
 
-def test_a_critic_is_not_sharded(config, flow):
+def test_a_critic_needs_a_student_that_jumps_and_is_not_sharded(config, flow):
+    with pytest.raises(InputError, match="goes on with a network that makes a step already: it needs init_from"):
+        of_kind(config, "distribution_matching", teacher=str(flow))
+    begun = with_loop(config, parallel="fsdp").model_copy(update={"init_from": str(flow)})
     with pytest.raises(InputError, match="each whole on every process: parallel must be none or ddp"):
-        of_kind(with_loop(config, parallel="fsdp"), "distribution_matching", teacher=str(flow))
+        of_kind(begun, "distribution_matching", teacher=str(flow))
 
 
 @pytest.mark.parametrize(
