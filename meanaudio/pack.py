@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from meanaudio.checkpoint import HASHES_FILE, link_file, load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, with_vocoder
@@ -17,9 +19,9 @@ from meanaudio.data.shards import NULL_TEXT_FILE
 from meanaudio.errors import InputError
 from meanaudio.models.lora import load_with_adapters
 from meanaudio.models.scorer import KNOWN_FILE, SCORER_FILE
-from meanaudio.models.transformer import NETWORK_FILE
+from meanaudio.models.transformer import NETWORK_FILE, load_network
 from meanaudio.pipeline import MeanAudio, read_checkpoint_config
-from meanaudio.steering import codec_names, fitting_scorer
+from meanaudio.steering import check_same_latents, codec_names, fitting_scorer
 from meanaudio.text import clap, flan_t5
 
 # What else a checkpoint may hold: the features of "" and, of a converted release, its text encoders. Copied as they are.
@@ -75,16 +77,44 @@ def merge_lora(base: str | Path, lora: str | Path, out: Path) -> None:
     lora: as MeanAudio.from_pretrained's. The folder is made beside its place and renamed. Raises InputError if the adapters are another
     checkpoint's, or if `out` already holds something.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} already exists; remove it first, or choose another name")
+    _require_free(out)
     folder = find_checkpoint(base)
     network = load_with_adapters(folder, read_checkpoint_config(folder).network, lora)
+    _write_with(folder, network.state_dict(), out)
+
+
+def blend(first: str | Path, second: str | Path, out: Path, *, share: float) -> None:
+    """Write the checkpoint `out`: `first` with the weights (1 - share) * first's + share * second's; all other files are `first`'s.
+
+    Networks that came from one and went different ways can be better between than at either end (Wortsman et al., arXiv 2203.05482). Raises
+    InputError unless 0 < share < 1, if the networks differ in more than their weights, or if `out` already holds something.
+    """
+    _require_free(out)
+    if not 0 < share < 1:
+        raise InputError(f"share = {share}: how much of {second} there is, between 0 and 1")
+    folders = find_checkpoint(first), find_checkpoint(second)
+    ours, theirs = map(read_checkpoint_config, folders)
+    mean, std = ours.latent_mean, ours.latent_std
+    check_same_latents(folders[1], theirs, codecs=codec_names(folders[0], ours), text=ours.text, mean=mean, std=std)
+    if ours.network != theirs.network or ours.guidance_range != theirs.guidance_range:
+        raise InputError(f"{second}: its network is another than that of {first}; weights of one kind of network alone can be blended")
+    a, b = (load_network(folder, ours.network).state_dict() for folder in folders)
+    _write_with(folders[0], {name: torch.lerp(value, b[name], share) for name, value in a.items()}, out)
+
+
+def _require_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} already exists; remove it first, or choose another name")
+
+
+def _write_with(folder: Path, network: Mapping[str, Tensor], out: Path) -> None:
+    """The checkpoint in `folder` with other weights, written beside `out` and renamed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
         made = Path(beside) / out.name
-        save_weights(made / NETWORK_FILE, network.state_dict())
+        save_weights(made / NETWORK_FILE, network)
         for file in (f for f in folder.rglob("*") if f.is_file()):
             name = file.relative_to(folder)
-            if name.as_posix() not in (NETWORK_FILE, HASHES_FILE, "README.md"):  # what they say is of the base
+            if name.as_posix() not in (NETWORK_FILE, HASHES_FILE, "README.md"):  # what they say is of the other weights
                 link_file(file, made / name)
         made.replace(out)

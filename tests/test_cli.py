@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fakes import tiny_network
+from fakes import fill, tiny_network
 from safetensors.torch import load_file, save_file
 
 from meanaudio.audio import read_metadata
-from meanaudio.checkpoint import file_hash, save_weights
+from meanaudio.checkpoint import file_hash, load_weights, read_json, save_weights, write_json
 from meanaudio.config import LoRAConfig
 from meanaudio.generate import file_stem
 from meanaudio.models.lora import add_adapters, save_adapters
@@ -221,6 +221,20 @@ def test_adapters_from_training_to_sound(run, fast_text, train_config, tiny_mani
     assert read_metadata(tmp_path / "applied.wav")["model"] == f"tiny + {lora}"
 
 
+def test_a_blend_lies_between_two_checkpoints_and_sounds(run, fast_text, tiny_checkpoint, checkpoint_copy, tmp_path):
+    other = fill(make_network(tiny_network(sequence_dim=384, pooled_dim=384)), 5, 0.1).state_dict()
+    save_weights(checkpoint_copy / "network.safetensors", other)
+    code, out, err = run("blend", tiny_checkpoint, checkpoint_copy, "--share", 0.25, "-o", tmp_path / "between")
+    assert code == 0, err
+    assert "MB" in out
+    assert {p.name for p in (tmp_path / "between").iterdir()} == {p.name for p in tiny_checkpoint.iterdir()}
+    first, blended = (load_weights(folder / "network.safetensors") for folder in (tiny_checkpoint, tmp_path / "between"))
+    for name, value in blended.items():
+        torch.testing.assert_close(value, 0.75 * first[name].float() + 0.25 * other[name], rtol=1e-4, atol=1e-5)
+    code, _, err = run("generate", "a tone", "-m", tmp_path / "between", "-o", tmp_path / "a.wav", "--device", "cpu")
+    assert code == 0, err
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -243,6 +257,19 @@ def refused(run, monkeypatch, tmp_path):
         return out
 
     return refused
+
+
+def test_checkpoints_that_cannot_be_blended_are_refused(refused, tiny_checkpoint, checkpoint_copy, tmp_path):
+    for share in (0, 1, 1.5):
+        refused(f"share = {share:.1f}: how much of", "blend", tiny_checkpoint, checkpoint_copy, "--share", share, "-o", "out")
+    refused("already exists", "blend", tiny_checkpoint, checkpoint_copy, "-o", checkpoint_copy)
+    values = read_json(checkpoint_copy / "config.json")
+    for change, told in (
+        ({"network": values["network"] | {"mask_text": False}}, "its network is another"),
+        ({"latent_mean": [9.0] * len(values["latent_mean"])}, "normalised otherwise"),
+    ):
+        write_json(checkpoint_copy / "config.json", values | change)
+        refused(told, "blend", tiny_checkpoint, checkpoint_copy, "-o", "out")
 
 
 def test_adapters_of_another_checkpoint_are_refused(refused, checkpoint_copy, tmp_path):

@@ -157,6 +157,21 @@ def merge_lora(
 
 
 @app.command()
+def blend(
+    first: Annotated[str, typer.Argument(help="A checkpoint's name or folder.")],
+    second: Annotated[str, typer.Argument(help="Another with the same kind of network, codec and text encoder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new checkpoint.")],
+    share: Annotated[float, typer.Option(help="How much of the second there is, between 0 and 1.")] = 0.5,
+) -> None:
+    """Write a checkpoint whose weights lie between those of two, which came from one and were trained differently."""
+    from meanaudio.pack import blend as run
+
+    run(first, second, out, share=share)
+    total = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
+    print(f"{out}: {total / 1e6:.1f} MB")
+
+
+@app.command()
 def knows(
     prompts: Annotated[Optional[list[str]], typer.Argument(help="Ask for these; everything is listed if left out.")] = None,
     model: Model = DEFAULT_MODEL,
