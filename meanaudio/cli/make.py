@@ -142,6 +142,11 @@ def pack(
     print(f"{out}: {total / 1e6:.1f} MB")
 
 
+def _print_size(out: Path) -> None:
+    total = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
+    print(f"{out}: {total / 1e6:.1f} MB")
+
+
 @app.command("merge-lora")
 def merge_lora(
     base: Annotated[str, typer.Argument(help="The checkpoint the adapters were trained on: its name or folder.")],
@@ -152,8 +157,7 @@ def merge_lora(
     from meanaudio.pack import merge_lora as run
 
     run(base, lora, out)
-    total = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
-    print(f"{out}: {total / 1e6:.1f} MB")
+    _print_size(out)
 
 
 @app.command()
@@ -167,8 +171,7 @@ def blend(
     from meanaudio.pack import blend as run
 
     run(first, second, out, share=share)
-    total = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
-    print(f"{out}: {total / 1e6:.1f} MB")
+    _print_size(out)
 
 
 @app.command()

@@ -33,7 +33,6 @@ def in_room(audio: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np
     length = round(seconds * sample_rate)
     echo = rng.normal(size=length) * 10 ** (-3 * np.arange(length) / length)
     echo *= 10 ** (level / 20) / np.sqrt(np.square(echo).sum())
-    size = len(audio) + length
-    size = 2 ** int(np.ceil(np.log2(size)))
+    size = 2 ** int(np.ceil(np.log2(len(audio) + length)))
     late = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(echo, size), size)[: len(audio)]
     return audio + late.astype(np.float32)

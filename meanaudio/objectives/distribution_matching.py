@@ -95,13 +95,13 @@ def distribution_matching(
 
     before: the student at first. error: mean squared difference of the two estimates.
     """
-    rows = draws.rehearsing
-    kept, t, r = text.where(draws.keep, null)[rows], draws.t[rows], draws.r[rows]
-    z = interpolate(x[rows], draws.noise.to(x)[rows], t)
+    noise, rows = draws.noise.to(x), draws.rehearsing.nonzero()[:, 0]
+    kept, t, r = text[rows].where(draws.keep[rows], null), draws.t[rows], draws.r[rows]
+    z = interpolate(x[rows], noise[rows], t)
     starts, ends = whole_jump(draws)
     condition = net.condition(TextFeatures.cat([text, kept]))
-    u = net(torch.cat([draws.noise.to(x), z]), torch.cat([starts, t]), torch.cat([ends, r]), condition).to(x.dtype)
-    made, told = draws.noise.to(x) - u[: len(x)], u[len(x) :]
+    u = net(torch.cat([noise, z]), torch.cat([starts, t]), torch.cat([ends, r]), condition).to(x.dtype)
+    made, told = noise - u[: len(x)], u[len(x) :]
 
     # The gradient of the divergence in `made`, and a square that has this gradient
     last = laid_on(draws, -1)
@@ -111,10 +111,10 @@ def distribution_matching(
     per_sample = 0.5 * (made - (made.detach() - gradient)).square().flatten(1).mean(1)
     logs = {"error": (ours - theirs).square().mean().item(), "distance": distance.mean().item()}
 
-    if rows.any():
+    if len(rows):
         with torch.no_grad():
             wanted = before(z, t, r, before.condition(kept)).to(x.dtype)
         forgotten = (told - wanted).square().flatten(1).mean(1)
-        per_sample = per_sample.index_add(0, rows.nonzero()[:, 0], forgotten)
+        per_sample = per_sample.index_add(0, rows, forgotten)
         logs["forgotten"] = forgotten.mean().item()
     return Loss(per_sample, last.t, {"loss": per_sample.mean().item(), **logs})

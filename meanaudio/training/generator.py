@@ -225,7 +225,7 @@ class GeneratorTask:
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
         batch, x, draws = self.draw(step)
-        text, parts = batch.text, self.config.loop.accumulate
+        text = batch.text
         if not self.config.network.mask_text or self.config.loop.compile:
             # A network that hears padding hears the same amount of it in every batch; compiled code is made once for one length.
             text = text.pad_to(self.config.text.max_tokens)
@@ -234,36 +234,34 @@ class GeneratorTask:
             assert isinstance(draws, MatchingDraws)
             logs.append({"critic_error": self._follow(self.critic_loss, text, draws, batch.ids, progress, update)})
 
-        def losses() -> Iterator[tuple[torch.Tensor, list[str]]]:
-            for part in range(parts):
-                rows = slice(part, None, parts)
-                with forward_pass(self.loss, last=part == parts - 1), self._precision():
-                    per_sample, _, numbers = self.loss(x[rows], text[rows], self.null, draws[rows], progress)
-                logs.append(numbers)
-                yield per_sample.mean() / parts, batch.ids[rows]
-
-        update("network", losses())
+        update("network", self._losses(self.loss, x, text, draws, batch.ids, progress, logs))
         return mean_numbers(logs)
+
+    def _losses(
+        self, loss: nn.Module, x: torch.Tensor, text: TextFeatures, draws: Draws, ids: list[str], progress: float,
+        logs: list[dict[str, float]],
+    ) -> Iterator[tuple[torch.Tensor, list[str]]]:  # fmt: skip
+        """What an update asks for, part after part of the batch; the numbers of each are added to `logs`."""
+        parts = self.config.loop.accumulate
+        for part in range(parts):
+            rows = slice(part, None, parts)
+            with forward_pass(loss, last=part == parts - 1), self._precision():
+                per_sample, _, numbers = loss(x[rows], text[rows], self.null, draws[rows], progress)
+            logs.append(numbers)
+            yield per_sample.mean() / parts, ids[rows]
 
     def _follow(
         self, critic_loss: nn.Module, text: TextFeatures, draws: MatchingDraws, ids: list[str], progress: float, update: Update
     ) -> float:
         """The critic's updates of a step, all on the same outputs; its mean error."""
-        parts = [slice(part, None, self.config.loop.accumulate) for part in range(self.config.loop.accumulate)]
-        network, found = self.networks["network"], list[float]()
+        parts, logs = self.config.loop.accumulate, list[dict[str, float]]()
+        made = torch.empty_like(draws.noise)
         with self._precision():
-            made = [student_outputs(network, text[rows], draws[rows]) for rows in parts]  # type: ignore[arg-type]
-
-        def losses(number: int) -> Iterator[tuple[torch.Tensor, list[str]]]:
-            for x, rows in zip(made, parts, strict=True):
-                with forward_pass(critic_loss, last=rows is parts[-1]), self._precision():
-                    per_sample, _, numbers = critic_loss(x, text[rows], self.null, laid_on(draws[rows], number), progress)
-                found.append(numbers["error"])
-                yield per_sample.mean() / len(parts), ids[rows]
-
+            for rows in (slice(part, None, parts) for part in range(parts)):
+                made[rows] = student_outputs(self.networks["network"], text[rows], draws[rows])  # type: ignore[arg-type]
         for number in range(self.config.objective.matching.critic_steps):
-            update("critic", losses(number))
-        return sum(found) / len(found)
+            update("critic", self._losses(critic_loss, made, text, laid_on(draws, number), ids, progress, logs))
+        return mean_numbers(logs)["error"]
 
     @torch.inference_mode()
     def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:

@@ -68,6 +68,13 @@ def save_gradients(config, path) -> dict[str, float]:
         return logs
 
 
+def lively_export(config, folder) -> Path:
+    """The checkpoint of a run in `folder`, with no weight at zero: what others start from or are taught by."""
+    run(with_loop(config, steps=1), folder)
+    save_weights(folder / "export" / NETWORK_FILE, fill(make_network(config.network), 3, 0.2).state_dict())
+    return folder / "export"
+
+
 def assert_ran(processes) -> None:
     found = outcomes(processes)
     assert all(isinstance(logs, dict) for logs in found), found
@@ -102,9 +109,7 @@ def test_accumulated_parts_are_the_whole_batch(config, tmp_path, kind):
 
 
 def test_a_students_and_its_critics_gradients_on_two_processes(config, tmp_path):
-    run(with_loop(config, steps=1), tmp_path / "base")
-    export = tmp_path / "base" / "export"
-    save_weights(export / NETWORK_FILE, fill(make_network(config.network), 3, 0.2).state_dict())
+    export = lively_export(config, tmp_path / "base")
     matching = MatchingConfig(critic_steps=2, rehearsal=0.25)
     objective = ObjectiveConfig(kind="distribution_matching", teacher=str(export), matching=matching)
     config = config.model_copy(update={"objective": objective, "init_from": str(export)})
@@ -118,9 +123,8 @@ def test_a_students_and_its_critics_gradients_on_two_processes(config, tmp_path)
 
 
 def test_adapters_and_activations_computed_twice_on_two_processes(config, tmp_path):
-    run(with_loop(config, steps=1), tmp_path / "base")
-    save_weights(tmp_path / "base" / "export" / NETWORK_FILE, fill(make_network(config.network), 3, 0.2).state_dict())
-    lora = config.model_copy(update={"init_from": str(tmp_path / "base" / "export"), "lora": LoRAConfig(rank=2)})
+    export = lively_export(config, tmp_path / "base")
+    lora = config.model_copy(update={"init_from": str(export), "lora": LoRAConfig(rank=2)})
     save_gradients(lora, tmp_path / "one")
     assert all(name.endswith((".up.weight", ".down.weight")) for name in load_weights(tmp_path / "one"))
     for parallel in ("ddp", "fsdp"):
@@ -150,9 +154,7 @@ def test_compiled_gradients_are_the_eager_ones(config, tmp_path, parallel):
 @pytest.mark.slow
 def test_compiled_student_and_critic_have_the_eager_gradients(config, tmp_path):
     """Four networks, compiled, in two modes; none falls back to eager code for having been made too often."""
-    run(with_loop(config, steps=1), tmp_path / "base")
-    export = tmp_path / "base" / "export"
-    save_weights(export / NETWORK_FILE, fill(make_network(config.network), 3, 0.2).state_dict())
+    export = lively_export(config, tmp_path / "base")
     objective = ObjectiveConfig(kind="distribution_matching", teacher=str(export), matching=MatchingConfig(rehearsal=0.25))
     config = config.model_copy(update={"objective": objective, "init_from": str(export)})
     assert_ran(start(save_gradients, config, tmp_path / "eager"))
