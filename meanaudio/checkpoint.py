@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,14 @@ def link_file(source: Path, target: Path) -> None:
             shutil.copyfile(source, path)
 
     write_beside(target, write)
+
+
+def link_others(folder: Path, out: Path, own: Collection[str]) -> None:
+    """Put into `out` all files of the checkpoint `folder` but those that `out` has of its `own`, and what describes `folder`'s weights."""
+    for file in (f for f in folder.rglob("*") if f.is_file()):
+        name = file.relative_to(folder)
+        if name.as_posix() not in (*own, HASHES_FILE, "README.md"):
+            link_file(file, out / name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -479,6 +479,21 @@ class VocoderTrainConfig(Config):
     reconstructed_share: float = Field(0.0, ge=0, le=1, description="share of rows whose mel went through the VAE first")
 
 
+class DecoderTrainConfig(Config):
+    """A VAE's decoder goes on, on what a network makes (docs/training.md, 'A decoder for what the network makes').
+
+    window: seconds of a row that the discriminator sees. clean: share of rows with latents as the encoder
+    has them; the network makes those of the others from recordings with noise up to a time that is drawn evenly from 0 to `until`.
+    """
+
+    window: float = Field(2.56, gt=0)
+    clean: float = Field(0.2, ge=0, lt=1)
+    until: float = Field(0.9, gt=0, le=1)
+    adversarial_weight: float = Field(0.1, ge=0)
+    feature_weight: float = Field(0.5, ge=0)
+    discriminator_width: int = Field(16, gt=0)
+
+
 class TaggerConfig(Config):
     """The tagger that guides (docs/methods.md). words: its classes; the `count` most frequent of the training captions if there are none.
 
@@ -527,16 +542,17 @@ class LoRAConfig(Config):
     targets: tuple[Literal["attention", "mlp"], ...] = Field(("attention", "mlp"), min_length=1)
 
 
-CONTINUED = ("vae", "vocoder", "generator")  # tasks that can begin with the weights of init_from
+CONTINUED = ("vae", "vocoder", "decoder", "generator")  # tasks that can begin with the weights of init_from
 
 
 class TrainConfig(Config):
     """One training run. `task` says which network is trained and which of the sections matter."""
 
-    task: Literal["vae", "vocoder", "generator", "tagger", "scorer"] = "generator"
+    task: Literal["vae", "vocoder", "decoder", "generator", "tagger", "scorer"] = "generator"
     data: str = Field(
         "data/sounds",
-        description="vae, vocoder: a manifest; tagger, scorer: shards; generator: folder or URL with shards train/ and val/, or a manifest",
+        description="vae, vocoder, decoder: a manifest; tagger, scorer: shards; "
+        "generator: folder or URL with shards train/ and val/, or a manifest",
     )
     mixture: tuple[MixedDataConfig, ...] = Field((), description="generator: further data sets; `data` has what their shares leave")
     codec_from: str | None = Field(None, description="folder of an earlier codec training whose parts are used")
@@ -562,6 +578,7 @@ class TrainConfig(Config):
     objective: ObjectiveConfig = ObjectiveConfig()
     vae: VAETrainConfig = VAETrainConfig()
     vocoder: VocoderTrainConfig = VocoderTrainConfig()
+    decoder: DecoderTrainConfig = DecoderTrainConfig()
     tagger: TaggerConfig = TaggerConfig()
     scorer: ScorerConfig = ScorerConfig()
     lora: LoRAConfig | None = Field(None, description="generator: train low-rank adapters of init_from's network in place of its weights")
@@ -589,7 +606,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _gains_have_a_codec(self):
-        if self.latent_gain and (self.codec_from is None or self.task in ("vae", "vocoder")):
+        if self.latent_gain and (self.codec_from is None or self.task in ("vae", "vocoder", "decoder")):
             raise ValueError("latent_gain is for networks that see latents, and needs codec_from, a folder with the VAE they come from")
         return self
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from meanaudio.checkpoint import HASHES_FILE, link_file, load_weights, read_json, save_weights, write_json
+from meanaudio.checkpoint import link_others, load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, with_vocoder
 from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
@@ -113,8 +113,5 @@ def _write_with(folder: Path, network: Mapping[str, Tensor], out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
         made = Path(beside) / out.name
         save_weights(made / NETWORK_FILE, network)
-        for file in (f for f in folder.rglob("*") if f.is_file()):
-            name = file.relative_to(folder)
-            if name.as_posix() not in (NETWORK_FILE, HASHES_FILE, "README.md"):  # what they say is of the other weights
-                link_file(file, made / name)
+        link_others(folder, made, (NETWORK_FILE,))
         made.replace(out)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from meanaudio.audio import fit
-from meanaudio.checkpoint import load_module, read_json
+from meanaudio.checkpoint import file_hash, load_module, read_json
 from meanaudio.codec.bigvgan import BigVGAN
 from meanaudio.codec.mel import LogMel
 from meanaudio.codec.release_vae import ReleaseVAE
@@ -99,6 +99,15 @@ def read_codec_config(folder: Path) -> CodecConfig:
     if not isinstance(values.get("codec"), dict):
         raise InputError(f"{path}: no section 'codec'")
     return parse(CodecConfig, values["codec"], str(path))
+
+
+def latents_name(folder: Path) -> str:
+    """What the latents of the VAE in `folder` go by: the sha256 of the VAE file that networks were trained with.
+
+    A checkpoint's config keeps it (codec_hash) while the file is stored in 16 bits or its decoder goes on: latents stay what they are.
+    """
+    stated = read_json(Path(folder) / "config.json").get("codec_hash")
+    return stated if isinstance(stated, str) else file_hash(Path(folder) / VAE_FILE)
 
 
 def load_vae(folder: Path, *, dtype: torch.dtype = torch.float32, finite: bool = True) -> tuple[VAE, CodecConfig]:

@@ -65,29 +65,43 @@ class ReconstructionLoss(nn.Module):
             return torch.stack(stfts).mean(), torch.stack(mels).mean()
 
 
-class SpectrumJudge(nn.Module):
-    """Convolutions over one complex spectrogram; the frequency axis is halved four times."""
+class Judge(nn.Module):
+    """Convolutions over an image of sound, [B, channels, frames, frequencies]; the frequency axis is halved four times.
+
+    frames: how many a convolution sees at once, an odd number.
+    """
+
+    def __init__(self, channels: int, width: int, frames: int) -> None:
+        super().__init__()
+        widths = (channels, width, 2 * width, 4 * width, 4 * width)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, (frames, 5), stride=(1, 2), padding=(frames // 2, 2)) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.head = nn.Conv2d(widths[-1], 1, (3, 3), padding=1)
+
+    def judge(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Scores [B, ...] and the features of each layer."""
+        x = image.contiguous(memory_format=torch.channels_last)
+        features = []
+        for layer in self.layers:
+            x = nn.functional.leaky_relu(layer(x), 0.1)
+            features.append(x)
+        return self.head(x), features
+
+
+class SpectrumJudge(Judge):
+    """Of one complex spectrogram."""
 
     def __init__(self, n_fft: int, width: int) -> None:
-        super().__init__()
+        super().__init__(2, width, frames=3)
         self.n_fft = n_fft
-        channels = (2, width, 2 * width, 4 * width, 4 * width)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, (3, 5), stride=(1, 2), padding=(1, 2)) for a, b in zip(channels[:-1], channels[1:], strict=True)
-        )
-        self.head = nn.Conv2d(channels[-1], 1, (3, 3), padding=1)
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
         """audio [B, N] -> scores [B, ...] and the features of each layer."""
         z = spectrum(audio, self.n_fft)
         # |z|^0.3 with the phase kept: quiet parts count, and the phases between frames can be judged.
         z = torch.view_as_real(z * (z.real.square() + z.imag.square() + 1e-6) ** -0.35)
-        x = z.permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
-        features = []
-        for layer in self.layers:
-            x = nn.functional.leaky_relu(layer(x), 0.1)
-            features.append(x)
-        return self.head(x), features
+        return self.judge(z.permute(0, 3, 2, 1))
 
 
 class Discriminator(nn.Module):
@@ -101,22 +115,34 @@ class Discriminator(nn.Module):
         return [judge(audio) for judge in self.judges]
 
 
-def discriminator_loss(discriminator: Discriminator, audio: Tensor, reference: Tensor) -> Tensor:
+class MelDiscriminator(Judge):
+    """Judges normalised log-mels. What a band is called matters, so each has a number of its own added first."""
+
+    def __init__(self, n_mels: int, width: int) -> None:
+        super().__init__(1, width, frames=5)
+        self.band = nn.Parameter(torch.zeros(n_mels))
+
+    def forward(self, frames: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+        """frames [B, F, M] -> scores and features, of one judge."""
+        return [self.judge((frames + self.band)[:, None])]
+
+
+def discriminator_loss(discriminator: Discriminator | MelDiscriminator, made: Tensor, real: Tensor) -> Tensor:
     """Hinge loss: real above 1, made below -1."""
-    real, made = discriminator(reference), discriminator(audio)
-    terms = [(1 - r).float().relu().mean() + (1 + m).float().relu().mean() for (r, _), (m, _) in zip(real, made, strict=True)]
+    reals, mades = discriminator(real), discriminator(made)
+    terms = [(1 - r).float().relu().mean() + (1 + m).float().relu().mean() for (r, _), (m, _) in zip(reals, mades, strict=True)]
     return torch.stack(terms).mean()
 
 
-def generator_losses(discriminator: Discriminator, audio: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+def generator_losses(discriminator: Discriminator | MelDiscriminator, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """(adversarial, feature matching) scalars; features are compared relative to their own size."""
     with torch.no_grad():
-        real = discriminator(reference)
-    made = discriminator(audio)
-    adversarial = torch.stack([-score.float().mean() for score, _ in made]).mean()
+        reals = discriminator(real)
+    mades = discriminator(made)
+    adversarial = torch.stack([-score.float().mean() for score, _ in mades]).mean()
     distances = [
         (m.float() - r.float()).abs().mean() / r.float().abs().mean().clamp_min(1e-3)
-        for (_, fs), (_, rs) in zip(made, real, strict=True)
+        for (_, fs), (_, rs) in zip(mades, reals, strict=True)
         for m, r in zip(fs, rs, strict=True)
     ]
     return adversarial, torch.stack(distances).mean()

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from meanaudio.checkpoint import file_hash, read_json, remove_unfinished, require_space, write_json
-from meanaudio.codec.codec import VAE_FILE, Codec
+from meanaudio.codec.codec import VAE_FILE, Codec, latents_name
 from meanaudio.config import SceneConfig, TextConfig, WindowConfig
 from meanaudio.data.extract import encode_audio, encode_text
 from meanaudio.data.items import ClipWindows, Item, Items, Scenes, read_split
@@ -91,6 +91,7 @@ def prepare(
         items = Scenes(clips, scenes, rate, seconds, seed, scene_config or SceneConfig())
     else:
         items = ClipWindows(clips, rate, seconds, windows, threads=threads)
+    latents, vae = latents_name(codec_folder), file_hash(codec_folder / VAE_FILE)
     facts = {
         "format": FORMAT,
         "seconds": seconds,
@@ -99,7 +100,8 @@ def prepare(
         "scenes": scenes,
         "scene_weights": _scene_facts(scene_config or SceneConfig()) if scenes else None,
         "seed": seed,
-        "codec_hash": file_hash(codec_folder / VAE_FILE),
+        "codec_hash": latents,
+        **({} if vae == latents else {"vae_hash": vae}),  # the bytes are this file's, whatever its latents go by
         "text": None if encoder is None else text.model_dump(),
         "text_fingerprint": None if encoder is None else encoder.fingerprint,
         "clips": len(clips),

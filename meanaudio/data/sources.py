@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from meanaudio.checkpoint import file_hash
-from meanaudio.codec.codec import VAE_FILE, Codec, load_vae
+from meanaudio.codec.codec import VAE_FILE, Codec, latents_name, load_vae
 from meanaudio.config import TrainConfig
 from meanaudio.data.dataset import Dataset
 from meanaudio.data.manifest import MANIFEST_SUFFIXES
@@ -30,7 +30,7 @@ class Encoders:
 
     @cached_property
     def codec_hash(self) -> str:
-        return file_hash(self.folder / VAE_FILE)
+        return latents_name(self.folder)
 
     @cached_property
     def codec(self) -> Codec:
@@ -100,10 +100,11 @@ def _open(where: str, split: str, config: TrainConfig, encoders: Encoders) -> Da
     return data
 
 
-def check_codec(data: Dataset, codec_hash: str) -> None:
-    """Raises InputError unless `data` holds latents of the VAE file of that hash, which is the one in `codec_from`."""
-    if (found := data.index["codec_hash"]) != codec_hash:
-        raise InputError(f"{data.name}: made with codec {found[:12]}, codec_from holds {codec_hash[:12]}")
+def check_codec(data: Dataset, folder: Path) -> None:
+    """Raises InputError unless `data` holds latents of the VAE in `folder`, which is codec_from."""
+    name = latents_name(folder)
+    if (found := data.index["codec_hash"]) not in (name, file_hash(folder / VAE_FILE)):
+        raise InputError(f"{data.name}: made with codec {found[:12]}, codec_from holds {name[:12]}")
 
 
 def _check(data: Dataset, config: TrainConfig, encoders: Encoders) -> None:
@@ -111,7 +112,7 @@ def _check(data: Dataset, config: TrainConfig, encoders: Encoders) -> None:
         _, text, seconds = (data.index[key] for key in ("codec_hash", "text", "seconds"))
     except KeyError as error:
         raise InputError(f"{data.name}: its index does not say {error}; run meanaudio prepare again") from None
-    check_codec(data, encoders.codec_hash)
+    check_codec(data, encoders.folder)
     if text != config.text.model_dump():
         raise InputError(f"{data.name}: made with text {text}, the config says {config.text.model_dump()}")
     if seconds != config.seconds:

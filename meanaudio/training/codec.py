@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import load_into, load_weights, save_weights, write_json
 from meanaudio.codec.codec import VAE, VAE_FILE, VOCODER_FILE, load_vae, make_vae, make_vocoder, read_codec_config
 from meanaudio.codec.griffin_lim import griffin_lim
-from meanaudio.codec.losses import Discriminator, ReconstructionLoss, discriminator_loss, generator_losses, stft_distance
+from meanaudio.codec.losses import Discriminator, MelDiscriminator, ReconstructionLoss, discriminator_loss, generator_losses, stft_distance
 from meanaudio.codec.mel import LogMel
 from meanaudio.codec.texture import add_texture
 from meanaudio.codec.vae import MelVAE
@@ -81,6 +82,21 @@ class _CodecTask:
 
     def write_config(self, folder: Path) -> None:
         write_json(folder / "config.json", {"codec": self.codec.model_dump(mode="json")})
+
+
+def judged_by(
+    discriminator: Discriminator | MelDiscriminator, output: Tensor, target: Tensor, ids: list[str], update: Update,
+    autocast: Callable[[], torch.autocast],
+) -> tuple[Tensor, Tensor, float]:  # fmt: skip
+    """Train the discriminator on `output` against `target`, then ask it: (adversarial, features) losses of `output`, and its own loss."""
+    with autocast():
+        judged = discriminator_loss(discriminator, output.detach(), target)
+    update("discriminator", [(judged, ids)])
+    discriminator.requires_grad_(False)
+    with autocast():
+        adversarial, features = generator_losses(discriminator, output, target)
+    discriminator.requires_grad_(True)
+    return adversarial, features, judged.item()
 
 
 class VAETask(_CodecTask):
@@ -213,19 +229,12 @@ class VocoderTask(_CodecTask):
         return logs
 
     def _judge(self, output: Tensor, audio: Tensor, ids: list[str], update: Update) -> tuple[Tensor, dict[str, float]]:
-        """Train the discriminator, then ask it. Every other row only: it costs as much as the vocoder."""
+        """What the discriminator says. Every other row only: it costs as much as the vocoder."""
         settings = self.config.vocoder
         discriminator: Discriminator = self.networks["discriminator"]  # type: ignore[assignment]
-        output, audio, ids = output[::2], audio[::2], ids[::2]
-        with self.autocast():
-            judged = discriminator_loss(discriminator, output.detach(), audio)
-        update("discriminator", [(judged, ids)])
-        discriminator.requires_grad_(False)
-        with self.autocast():
-            adversarial, features = generator_losses(discriminator, output, audio)
-        discriminator.requires_grad_(True)
+        adversarial, features, judged = judged_by(discriminator, output[::2], audio[::2], ids[::2], update, self.autocast)
         loss = settings.adversarial_weight * adversarial + settings.feature_weight * features
-        return loss, {"discriminator": judged.item(), "adversarial": adversarial.item(), "features": features.item()}
+        return loss, {"discriminator": judged, "adversarial": adversarial.item(), "features": features.item()}
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:

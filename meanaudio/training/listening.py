@@ -9,8 +9,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from meanaudio.checkpoint import file_hash
-from meanaudio.codec.codec import VAE_FILE
 from meanaudio.config import TrainConfig
 from meanaudio.data.order import epoch_order
 from meanaudio.data.shards import ShardDataset
@@ -31,7 +29,7 @@ def open_splits(config: TrainConfig) -> tuple[ShardDataset, ShardDataset]:
     if train.index["codec_hash"] != held_out.index["codec_hash"]:
         raise InputError(f"{config.data}: train and val were made with different codecs")
     if config.latent_gain:
-        check_codec(train, file_hash(Path(config.codec_from or "") / VAE_FILE))
+        check_codec(train, Path(config.codec_from or ""))
     return train, held_out
 
 

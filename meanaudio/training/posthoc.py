@@ -27,7 +27,14 @@ from meanaudio.training.ema import gamma_of
 
 SNAPSHOTS = "snapshots"  # folder of a run
 # by task, in the run's export/
-TRAINED_FILE = {"generator": NETWORK_FILE, "vae": VAE_FILE, "vocoder": VOCODER_FILE, "tagger": TAGGER_FILE, "scorer": SCORER_FILE}
+TRAINED_FILE = {
+    "generator": NETWORK_FILE,
+    "vae": VAE_FILE,
+    "vocoder": VOCODER_FILE,
+    "decoder": VAE_FILE,
+    "tagger": TAGGER_FILE,
+    "scorer": SCORER_FILE,
+}
 
 
 @dataclass(frozen=True, order=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,12 +17,20 @@ from meanaudio.errors import InputError
 from meanaudio.memory import keep_freed_memory
 from meanaudio.pipeline import resolve_device
 from meanaudio.training.codec import VAETask, VocoderTask
+from meanaudio.training.decoder import DecoderTask
 from meanaudio.training.generator import GeneratorTask
-from meanaudio.training.loop import Loop
+from meanaudio.training.loop import Loop, Task
 from meanaudio.training.scorer import ScorerTask
 from meanaudio.training.tagger import TaggerTask
 
-TASKS = {"vae": VAETask, "vocoder": VocoderTask, "generator": GeneratorTask, "tagger": TaggerTask, "scorer": ScorerTask}
+TASKS: dict[str, Callable[[TrainConfig, torch.device], Task]] = {
+    "vae": VAETask,
+    "vocoder": VocoderTask,
+    "decoder": DecoderTask,
+    "generator": GeneratorTask,
+    "tagger": TaggerTask,
+    "scorer": ScorerTask,
+}
 
 
 def train(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meanaudio.audio import load_audio, save_audio
-from meanaudio.checkpoint import load_weights, save_weights
+from meanaudio.checkpoint import load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, load_codec, make_vae
 from meanaudio.config import SceneConfig, TextConfig, WindowConfig
 from meanaudio.data.items import ClipWindows
@@ -335,6 +335,10 @@ def test_another_codec_and_a_changed_manifest_are_refused(make_shards, checkpoin
     make_shards()
     state = load_weights(checkpoint_copy / VAE_FILE)
     save_weights(checkpoint_copy / VAE_FILE, {k: v + 0.01 for k, v in state.items()})
+    with pytest.raises(InputError, match="vae_hash: None -> "):
+        make_shards(codec_folder=checkpoint_copy)
+    settings = read_json(checkpoint_copy / "config.json")
+    write_json(checkpoint_copy / "config.json", settings | {"codec_hash": "other"})
     with pytest.raises(InputError, match="codec_hash"):
         make_shards(codec_folder=checkpoint_copy)
     fewer = tiny_manifest.with_name("fewer.jsonl")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fakes import LATENT_DIM, WordHash, tiny_network
 
-from meanaudio.checkpoint import load_weights, save_weights
+from meanaudio.checkpoint import file_hash, load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE
 from meanaudio.config import MixedDataConfig, TextConfig, TrainConfig, WindowConfig, parse
 from meanaudio.data.mixture import Mixture
@@ -237,13 +237,26 @@ def test_a_mixtures_statistics_are_those_of_what_training_sees(config, make_shar
 def test_sets_that_do_not_fit_together_are_refused_with_what_differs(make_shards, prepared, checkpoint_copy, tmp_path, changes, told):
     encoder = WordHash()
     if changes.pop("codec", None):
-        path = checkpoint_copy / VAE_FILE
-        save_weights(path, {k: v + 0.01 for k, v in load_weights(path).items()})
+        settings = read_json(checkpoint_copy / "config.json")
+        write_json(checkpoint_copy / "config.json", settings | {"codec_hash": "other"})
         changes["codec_folder"] = checkpoint_copy
     encoder.fingerprint = changes.pop("fingerprint", encoder.fingerprint)
     make_shards(out=tmp_path / "other", encoder=encoder, **changes)
     with pytest.raises(InputError, match=f"other: another {told}"):
         Mixture([ShardDataset(prepared / "train"), ShardDataset(tmp_path / "other")], [0.5, 0.5])
+
+
+def test_a_codec_whose_decoder_went_on_makes_the_latents_that_it_did(make_shards, prepared, checkpoint_copy, config):
+    """Shards of either fit together and fit a run with either, and say whose bytes they are."""
+    path = checkpoint_copy / VAE_FILE
+    state = load_weights(path)
+    save_weights(path, {k: v + 0.1 if k.startswith("decoder") else v for k, v in state.items()})
+    make_shards(out=checkpoint_copy / "shards" / "train", codec_folder=checkpoint_copy)
+    later, before = ShardDataset(checkpoint_copy / "shards" / "train"), ShardDataset(prepared / "train")
+    assert_same_items(later, before, tolerance=1e-3)
+    assert later.index["vae_hash"] == file_hash(path) and "vae_hash" not in before.index
+    Mixture([before, later], [0.5, 0.5])
+    opened(config, codec_from=str(checkpoint_copy))
 
 
 @pytest.mark.parametrize(
