@@ -25,6 +25,7 @@ from meanaudio.errors import InputError
 from meanaudio.precision import hold_in_bfloat16
 
 HASHES_FILE = "hashes.json"
+ABOUT_WEIGHTS = (HASHES_FILE, "README.md", "best.json")
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:
@@ -58,10 +59,10 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def link_others(folder: Path, out: Path, own: Collection[str]) -> None:
-    """Put into `out` all files of the checkpoint `folder` but those that `out` has of its `own`, and what describes `folder`'s weights."""
-    for file in (f for f in folder.rglob("*") if f.is_file()):
+    """Put all files of the checkpoint `folder` into `out`, but those in `own` and those that speak of `folder`'s weights alone."""
+    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
         name = file.relative_to(folder)
-        if name.as_posix() not in (*own, HASHES_FILE, "README.md"):
+        if name.as_posix() not in (*own, *ABOUT_WEIGHTS):
             link_file(file, out / name)
 
 

@@ -558,7 +558,9 @@ class TrainConfig(Config):
     codec_from: str | None = Field(None, description="folder of an earlier codec training whose parts are used")
     text_from: str | None = Field(None, description="folder of a checkpoint with the text encoder's files; codec_from if left out")
     encode_text: bool = Field(False, description="encode captions while training, in place of stored text features")
-    init_from: str | None = Field(None, description="folder of a checkpoint (VAE, vocoder: of a codec) whose weights are continued")
+    init_from: str | None = Field(
+        None, description="folder of a checkpoint (VAE, vocoder: of a codec) whose weights are continued; the decoder needs one"
+    )
     init_add: tuple[str, str] | None = Field(
         None, description="generator: two checkpoints; what the first has learned since the second is added to the weights of init_from"
     )
@@ -724,9 +726,9 @@ class StudyConfig(Config):
 
 
 class ScorerCheckpointConfig(Config):
-    """config.json of a scorer's folder, and the section of a checkpoint that has one. codec_hash: sha256 of the VAE file it listens to.
+    """config.json of a scorer's folder, and the section of a checkpoint that has one.
 
-    text, pooled_dim: the text encoder whose sentence vectors it reads.
+    codec_hash: the name of the latents it listens to (codec/codec.py). text, pooled_dim: the text encoder whose sentence vectors it reads.
     """
 
     format: Literal[1] = 1
@@ -743,7 +745,7 @@ class ScorerCheckpointConfig(Config):
 class CheckpointConfig(Config):
     """config.json of a complete checkpoint: everything inference needs to know.
 
-    seconds: length of the training windows. codec_hash: sha256 of the VAE file the network was trained with.
+    seconds: length of the training windows. codec_hash: the name of the network's latents, the sha256 of a VAE file.
     guidance_range: the guidance scales [low, high] that a network which takes one was trained for. scorer: of a checkpoint that has one.
     latent_mean, latent_std: per channel; the network works on (latents - mean) / std.
     """
@@ -774,7 +776,7 @@ class CheckpointConfig(Config):
 
 
 class TaggerCheckpointConfig(Config):
-    """config.json of a tagger's folder. codec_hash: sha256 of the VAE file whose latents it hears."""
+    """config.json of a tagger's folder. codec_hash: the name of the latents it hears (codec/codec.py)."""
 
     format: Literal[1] = 1
     codec_hash: str

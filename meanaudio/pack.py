@@ -35,10 +35,10 @@ def pack(network: Path, out: Path, *, codec: Path | None = None, scorer: Path | 
     """Join a generator's export with a vocoder (its own, or that of the folder `codec`) into one checkpoint folder.
 
     scorer: folder of the scorer to add, or of a checkpoint that has one; the network's own, if it has one, where left out.
-    weights: how they are stored; they are computed with in float32. "int8" is for the network and the vocoder: a VAE's bytes name the
-    latents it makes, and it and the scorer are small, so both are float16 then. The VAE must be the one the network was trained with, so it
-    is always the generator's own. Raises InputError if the vocoder was made for other mels, if the scorer listens to other latents or reads
-    another text encoder, or if the result does not load; `out` is then left alone.
+    weights: how they are stored; they are computed with in float32. "int8" is for the network and the vocoder: an encoder in eight
+    bits would move the latents, and the scorer is small, so VAE and scorer are float16 then. The VAE must be the one the network was
+    trained with, so it is always the generator's own. Raises InputError if the vocoder was made for other mels, if the scorer listens to
+    other latents or reads another text encoder, or if the result does not load; `out` is then left alone.
     """
     config = parse(CheckpointConfig, read_json(network / "config.json"), str(network / "config.json"))
     source = codec or network

@@ -29,7 +29,17 @@ from meanaudio.models.transformer import Transformer, load_network
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.ranking import best_of, candidate_seeds, check_candidates, outside_notice
 from meanaudio.sampling import integrate, integrate_stochastic, invert, per_sample_noises, uniform_times
-from meanaudio.steering import ALWAYS, Steering, check_steering, check_weaker, codec_names, fitting_scorer, steered_field, wanted_classes
+from meanaudio.steering import (
+    ALWAYS,
+    Steering,
+    check_steering,
+    check_weaker,
+    codec_names,
+    fitting_scorer,
+    least_steering,
+    steered_field,
+    wanted_classes,
+)
 from meanaudio.text import TextEncoder, make_encoder
 from meanaudio.types import TextFeatures
 
@@ -196,8 +206,7 @@ class MeanAudio:
         """Latents [B, L, C] up to the noise level `strength` as `source`, and down again as `text`, steered."""
         times, mean = uniform_times(steps, strength), self.config.network.interval != "none"
         with self.precision():
-            least = 1.0 if self.config.guidance_range is None else self.config.guidance_range[0]
-            unguided = Steering(scale=least, evaluations=steering.evaluations)
+            unguided = replace(least_steering(self.config), evaluations=steering.evaluations)
             up = steered_field(self.network, self.config, source, unguided)
             noise = invert(up, (latents - self.mean) / self.std, times, mean=mean, iterations=iterations)
             normalised = integrate(steered_field(self.network, self.config, text, steering), noise, times, mean=mean)

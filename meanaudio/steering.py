@@ -137,8 +137,14 @@ def check_steering(
                 raise InputError(f"{told} has no effect at guidance_scale 1; ask for more, such as 2")
 
 
+def least_steering(config: CheckpointConfig) -> Steering:
+    """No guidance, or the least that a network which takes a scale was trained for."""
+    return Steering(scale=1.0 if config.guidance_range is None else config.guidance_range[0])
+
+
 def codec_names(folder: Path, config: CheckpointConfig) -> set[str]:
-    """Hashes that a checkpoint's VAE goes by: of the file its network was trained with, and of its own, which may be packed in 16 bits."""
+    """Hashes that a checkpoint's VAE goes by: the name of its latents, and of the file itself, which may be in 16 bits or have a decoder
+    that went on."""
     own = folder / VAE_FILE
     return {config.codec_hash, file_hash(own)} if own.is_file() else {config.codec_hash}
 

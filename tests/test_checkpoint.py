@@ -14,6 +14,7 @@ from meanaudio.checkpoint import (
     file_hash,
     find_local,
     folder_hash,
+    link_others,
     load_into,
     load_module,
     load_weights,
@@ -268,3 +269,16 @@ def test_a_checkpoints_hash_is_of_names_and_contents_of_what_decides_its_sound(c
     renamed = folder_hash(checkpoint_copy)
     (checkpoint_copy / "config.json").write_text("{}")
     assert len({before, renamed, folder_hash(checkpoint_copy)}) == 3
+
+
+def test_another_checkpoint_takes_over_all_files_that_do_not_speak_of_the_weights(tmp_path):
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    for name in ("config.json", "vae.safetensors", "README.md", "hashes.json", "best.json", "licences/a.txt"):
+        write_text(theirs / name, f"their {name}")
+    write_text(ours / "vae.safetensors", "ours")
+    link_others(theirs, ours, ("vae.safetensors",))
+    link_others(theirs, ours, ("vae.safetensors",))  # a later export of the same run
+    found = {path.relative_to(ours).as_posix(): path.read_text() for path in ours.rglob("*") if path.is_file()}
+    assert found == {"vae.safetensors": "ours", "config.json": "their config.json", "licences/a.txt": "their licences/a.txt"}
+    write_text(ours / "config.json", "changed")
+    assert (theirs / "config.json").read_text() == "their config.json"

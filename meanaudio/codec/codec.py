@@ -102,9 +102,10 @@ def read_codec_config(folder: Path) -> CodecConfig:
 
 
 def latents_name(folder: Path) -> str:
-    """What the latents of the VAE in `folder` go by: the sha256 of the VAE file that networks were trained with.
+    """What the latents of the VAE in `folder` go by: the sha256 of the VAE file that first made them.
 
-    A checkpoint's config keeps it (codec_hash) while the file is stored in 16 bits or its decoder goes on: latents stay what they are.
+    A config keeps it (codec_hash) while the file is stored in 16 bits or its decoder goes on: latents stay what they are. It is believed;
+    whoever puts another encoder into a folder must take it out.
     """
     stated = read_json(Path(folder) / "config.json").get("codec_hash")
     return stated if isinstance(stated, str) else file_hash(Path(folder) / VAE_FILE)

@@ -65,7 +65,7 @@ class ReconstructionLoss(nn.Module):
             return torch.stack(stfts).mean(), torch.stack(mels).mean()
 
 
-class Judge(nn.Module):
+class ImageJudge(nn.Module):
     """Convolutions over an image of sound, [B, channels, frames, frequencies]; the frequency axis is halved four times.
 
     frames: how many a convolution sees at once, an odd number.
@@ -89,7 +89,7 @@ class Judge(nn.Module):
         return self.head(x), features
 
 
-class SpectrumJudge(Judge):
+class SpectrumJudge(ImageJudge):
     """Of one complex spectrogram."""
 
     def __init__(self, n_fft: int, width: int) -> None:
@@ -115,7 +115,7 @@ class Discriminator(nn.Module):
         return [judge(audio) for judge in self.judges]
 
 
-class MelDiscriminator(Judge):
+class MelDiscriminator(ImageJudge):
     """Judges normalised log-mels. What a band is called matters, so each has a number of its own added first."""
 
     def __init__(self, n_mels: int, width: int) -> None:

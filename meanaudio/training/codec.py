@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import load_into, load_weights, save_weights, write_json
-from meanaudio.codec.codec import VAE, VAE_FILE, VOCODER_FILE, load_vae, make_vae, make_vocoder, read_codec_config
+from meanaudio.codec.codec import VAE, VAE_FILE, VOCODER_FILE, latents_name, load_vae, make_vae, make_vocoder, read_codec_config
 from meanaudio.codec.griffin_lim import griffin_lim
 from meanaudio.codec.losses import Discriminator, MelDiscriminator, ReconstructionLoss, discriminator_loss, generator_losses, stft_distance
 from meanaudio.codec.mel import LogMel
@@ -80,11 +80,11 @@ class _CodecTask:
     def blank(self) -> nn.Module:
         return copy.deepcopy(self.networks[self.averaged])
 
-    def write_config(self, folder: Path) -> None:
-        write_json(folder / "config.json", {"codec": self.codec.model_dump(mode="json")})
+    def write_config(self, folder: Path, **facts: str) -> None:
+        write_json(folder / "config.json", {"codec": self.codec.model_dump(mode="json"), **facts})
 
 
-def judged_by(
+def train_and_ask(
     discriminator: Discriminator | MelDiscriminator, output: Tensor, target: Tensor, ids: list[str], update: Update,
     autocast: Callable[[], torch.autocast],
 ) -> tuple[Tensor, Tensor, float]:  # fmt: skip
@@ -232,7 +232,7 @@ class VocoderTask(_CodecTask):
         """What the discriminator says. Every other row only: it costs as much as the vocoder."""
         settings = self.config.vocoder
         discriminator: Discriminator = self.networks["discriminator"]  # type: ignore[assignment]
-        adversarial, features, judged = judged_by(discriminator, output[::2], audio[::2], ids[::2], update, self.autocast)
+        adversarial, features, judged = train_and_ask(discriminator, output[::2], audio[::2], ids[::2], update, self.autocast)
         loss = settings.adversarial_weight * adversarial + settings.feature_weight * features
         return loss, {"discriminator": judged, "adversarial": adversarial.item(), "features": features.item()}
 
@@ -260,6 +260,8 @@ class VocoderTask(_CodecTask):
     def export(self, network: nn.Module, folder: Path) -> None:
         """The vocoder, and beside it the VAE it was trained with, so that the folder is a whole codec."""
         save_weights(folder / VOCODER_FILE, network.state_dict())
-        if self.vae is not None:
+        if self.vae is None:
+            self.write_config(folder)
+        else:
             save_weights(folder / VAE_FILE, self.vae.state_dict())
-        self.write_config(folder)
+            self.write_config(folder, codec_hash=latents_name(Path(self.config.codec_from or "")))

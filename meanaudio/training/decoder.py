@@ -14,8 +14,10 @@ from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import link_others, save_weights
 from meanaudio.codec.codec import VAE_FILE
 from meanaudio.codec.losses import MelDiscriminator
+from meanaudio.codec.texture import add_texture
 from meanaudio.codec.vae import MelVAE
 from meanaudio.config import TrainConfig
+from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.items import Item, Scenes
 from meanaudio.data.manifest import Clip, read_manifest
 from meanaudio.data.prefetch import Prefetcher
@@ -24,8 +26,8 @@ from meanaudio.flow import expand, interpolate
 from meanaudio.pipeline import MeanAudio
 from meanaudio.plots import save_mels
 from meanaudio.precision import DTYPES, computing_in
-from meanaudio.steering import Steering, steered_field
-from meanaudio.training.codec import judged_by
+from meanaudio.steering import least_steering, steered_field
+from meanaudio.training.codec import train_and_ask
 from meanaudio.training.loop import Update
 
 HELD_OUT_ROWS = 48
@@ -36,7 +38,7 @@ CHUNK = 16  # held-out rows that are worked on at once
 
 @dataclass(frozen=True)
 class _Rows:
-    """mel [B, M, F] of recordings, latents [B, L, C] (the VAE's own) as the network has them, and ids."""
+    """mel [B, M, F] of recordings; latents [B, L, C], on the VAE's scale, that the network makes of them (at t = 0 the encoder's); ids."""
 
     mel: Tensor
     latents: Tensor
@@ -58,12 +60,13 @@ class DecoderTask:
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         if config.init_from is None:
             raise InputError("task decoder needs init_from, the folder of the checkpoint whose decoder goes on")
-        self.config, self.device, self.folder = config, torch.device(device), Path(config.init_from)
+        self.config, self.device, self.folder = config, torch.device(device), find_checkpoint(config.init_from)
         self.pipeline = MeanAudio.from_pretrained(self.folder, device=str(self.device), dtype="float32")
         codec = self.pipeline.codec
         if not isinstance(codec.vae, MelVAE):
             raise InputError(f"{self.folder}: a VAE of kind {codec.config.vae.kind!r} is for converted checkpoints, and cannot go on")
-        self.judged_frames = min(codec.spec.window_latents(config.decoder.window), self._num_latents) * codec.vae.frames_per_latent
+        judged = min(max(1, codec.spec.window_latents(config.decoder.window)), self._num_latents)
+        self.judged_frames = judged * codec.vae.frames_per_latent
         vae = copy.deepcopy(codec.vae).train().requires_grad_(False)
         for part in _decoding(vae):
             part.requires_grad_(True)
@@ -112,8 +115,9 @@ class DecoderTask:
         noise = torch.randn(x.shape, generator=generator).to(self.device)
         z, end = interpolate(x, noise, t), t if pipeline.config.network.interval == "none" else torch.zeros_like(t)
         text = pipeline.encode_text([item.caption for item in items])
+        field = steered_field(pipeline.network, pipeline.config, text, least_steering(pipeline.config))
         with self._autocast():
-            made = z - expand(t, z) * steered_field(pipeline.network, pipeline.config, text, Steering())(z, t, end).float()
+            made = z - expand(t, z) * field(z, t, end).float()
         return _Rows(mel, made * pipeline.std + pipeline.mean, [item.id for item in items])
 
     # ---------------------------------------------------------------- the loop's side
@@ -131,16 +135,20 @@ class DecoderTask:
         # Judged is a part, and decoded the whole: a part's ends, where a decoder sees nothing beyond, would give it away.
         first = int(torch.randint(target.shape[1] - self.judged_frames + 1, (), generator=generator))
         part = slice(first, first + self.judged_frames)
-        discriminator: MelDiscriminator = self.networks["discriminator"]  # type: ignore[assignment]
-        adversarial, features, judged = judged_by(discriminator, output[:, part], target[:, part], rows.ids, update, self._autocast)
-        update("decoder", [(l1 + settings.adversarial_weight * adversarial + settings.feature_weight * features, rows.ids)])
-        return {"l1": l1.item(), "discriminator": judged, "adversarial": adversarial.item(), "features": features.item()}
+        loss, logs = l1, {"l1": l1.item()}
+        if settings.adversarial_weight > 0 or settings.feature_weight > 0:
+            discriminator: MelDiscriminator = self.networks["discriminator"]  # type: ignore[assignment]
+            adversarial, features, own = train_and_ask(discriminator, output[:, part], target[:, part], rows.ids, update, self._autocast)
+            loss = loss + settings.adversarial_weight * adversarial + settings.feature_weight * features
+            logs |= {"discriminator": own, "adversarial": adversarial.item(), "features": features.item()}
+        update("decoder", [(loss, rows.ids)])
+        return logs
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:
         """Of held-out scenes: log10-mel L1 of recordings through the codec (t = 0) and of what the network makes of them from t = 1/2;
-        `detail`, how far one-step outputs are from recordings in how much goes on: the mean over bands of |ln| of the ratio of what mels
-        change by from frame to frame, and from band to band. Pictures and sounds of outputs.
+        `detail`, how far one-step outputs, before texture, are from recordings in how much goes on: the mean over bands of |ln| of the
+        ratio of what mels change by from frame to frame, and from band to band. Pictures of outputs, and their sounds.
         """
         assert isinstance(network, MelVAE)
         found: dict[float, Tensor] = {}
@@ -153,7 +161,7 @@ class DecoderTask:
                 recorded.append(rows.mel)
             found[t], mel = torch.cat(mels), torch.cat(recorded)
         self._show(found[1.0], mel, folder)
-        changes = [(found[1.0].diff(dim=d).std((0, 2)) / mel.diff(dim=d).std((0, 2))).log().abs().mean() for d in (1, 2)]
+        changes = [(_changes(found[1.0], d) / _changes(mel, d)).log().abs().mean() for d in (1, 2)]
         return {
             "mel_l1": (found[0.0] - mel).abs().mean().item(),
             "mel_l1_half": (found[0.5] - mel).abs().mean().item(),
@@ -165,7 +173,7 @@ class DecoderTask:
         rate, hop = codec.spec.sample_rate, codec.config.mel.hop_length
         for i in range(min(SHOWN, len(made))):
             save_mels(folder / f"{i}.png", [("recorded", recorded[i]), (f"made: {self.held_out[i].caption}", made[i])], rate / hop)
-            sound = limit_peak(codec.vocoder(made[i : i + 1])[0].cpu())
+            sound = limit_peak(codec.vocoder(add_texture(made[i : i + 1], codec.config.texture))[0].cpu())
             save_audio(folder / f"{i}.wav", sound, rate, {"caption": self.held_out[i].caption})
 
     def export(self, network: nn.Module, folder: Path) -> None:
@@ -176,6 +184,11 @@ class DecoderTask:
 
 def _decoding(vae: MelVAE) -> list[nn.Module]:
     return [vae.decoder] if vae.linear_decoder is None else [vae.decoder, vae.linear_decoder]
+
+
+def _changes(mel: Tensor, dim: int) -> Tensor:
+    """Deviation, band by band, of the differences of mel [B, M, F] along `dim`; where nothing ever changes next to nothing."""
+    return mel.diff(dim=dim).std((0, 2)).clamp_min(1e-3)
 
 
 def _draw(scenes: Scenes, step: int, rows: int) -> list[Item]:

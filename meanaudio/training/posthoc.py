@@ -123,9 +123,6 @@ def reconstruct(run: Path, sigma_rel: float, out: Path, *, step: int | None = No
             averaged[key] = averaged.get(key, 0) + float(weight) * value.float()
     if unknown := sorted(averaged.keys() - total.keys()):
         raise InputError(f"{run / SNAPSHOTS}: {unknown[0]!r} is no weight of {run / 'export' / file}")
-    out.mkdir(parents=True, exist_ok=True)
-    for path in (run / "export").iterdir():
-        if path.name != file:
-            shutil.copyfile(path, out / path.name)
+    shutil.copytree(run / "export", out, ignore=shutil.ignore_patterns(file), dirs_exist_ok=True)
     save_weights(out / file, total | averaged)
     return f"{out}: sigma_rel {sigma_rel:g} after step {step}, from {len(snapshots)} snapshots; relative error of the fit {error:.1e}"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from fakes import TINY_CODEC
 
-from meanaudio.codec.codec import load_codec, load_vae
+from meanaudio.codec.codec import latents_name, load_codec, load_vae
 from meanaudio.config import LoadingConfig, LoopConfig, OptimConfig, TrainConfig, VAETrainConfig, VocoderTrainConfig
 from meanaudio.errors import InputError
 from meanaudio.evaluation.codec import evaluate_codec
@@ -106,6 +106,7 @@ def test_vae_then_vocoder_end_to_end(tiny_manifest, tmp_path, quick):
     assert (vocoder_run / "samples" / "0000004" / "0.png").stat().st_size > 1000
     assert len(list((vocoder_run / "samples" / "0000004").glob("*.wav"))) == 12
 
+    assert latents_name(vocoder_run / "export") == latents_name(vae_run / "export")
     codec = load_codec(vocoder_run / "export")
     table = evaluate_codec(codec, tiny_manifest, tmp_path / "table", longest=0.3, shown=1)
     assert table.clips == 2 and "griffin-lim-32" in table.to_text()

@@ -5,13 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import LATENT_DIM
 
-from meanaudio.checkpoint import file_hash, load_weights
-from meanaudio.codec.codec import VAE_FILE, load_codec
-from meanaudio.config import DecoderTrainConfig, LoopConfig, OptimConfig, TrainConfig
+from meanaudio.checkpoint import file_hash, load_weights, read_json, save_weights, write_json
+from meanaudio.codec.codec import VAE_FILE, latents_name, load_codec, make_vae
+from meanaudio.config import (
+    CheckpointConfig,
+    CodecConfig,
+    DecoderTrainConfig,
+    LoopConfig,
+    OptimConfig,
+    ReleaseVAEConfig,
+    TrainConfig,
+    parse,
+)
 from meanaudio.data.items import Item
 from meanaudio.errors import InputError
 from meanaudio.pipeline import MeanAudio
+from meanaudio.steering import least_steering
 from meanaudio.training.decoder import DecoderTask
 from meanaudio.training.loop import Loop
 
@@ -45,6 +56,7 @@ def test_the_decoder_alone_changes_and_the_checkpoint_says_what_latents_it_has(c
     before, after = (load_weights(folder / VAE_FILE) for folder in (tiny_checkpoint, export))
     changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == {"decoder"} if not any("linear" in name for name in before) else {"decoder", "linear_decoder"}
+    assert latents_name(export) == latents_name(tiny_checkpoint)
     for name in ("network.safetensors", "vocoder.safetensors", "config.json"):
         assert file_hash(export / name) == file_hash(tiny_checkpoint / name)
     assert MeanAudio.from_pretrained(export).generate("a tone", duration=0.5).samples.isfinite().all()
@@ -102,7 +114,7 @@ def test_the_decoder_learns_to_mend_what_the_network_spoils(config, tmp_path):
     assert after["mel_l1_half"] < 0.7 * before["mel_l1_half"]
 
 
-def test_what_cannot_go_on_is_refused(config, tmp_path):
+def test_what_cannot_go_on_is_refused(config, checkpoint_copy, tmp_path):
     with pytest.raises(InputError, match="task decoder needs init_from"):
         task_of(config.model_copy(update={"init_from": None}))
     manifest = Path(config.data)
@@ -111,3 +123,24 @@ def test_what_cannot_go_on_is_refused(config, tmp_path):
     only.write_text("".join(json.dumps(row | {"split": "train", "audio": str(manifest.parent / row["audio"])}) + "\n" for row in lines))
     with pytest.raises(InputError, match="no clip of split val or test"):
         task_of(config.model_copy(update={"data": str(only)}))
+    settings = read_json(checkpoint_copy / "config.json")
+    release = ReleaseVAEConfig(latent_dim=LATENT_DIM, width=16, multipliers=(1, 1), blocks=1)
+    settings["codec"]["vae"] = release.model_dump(mode="json")
+    write_json(checkpoint_copy / "config.json", settings)
+    save_weights(checkpoint_copy / VAE_FILE, make_vae(parse(CodecConfig, settings["codec"])).state_dict())
+    with pytest.raises(InputError, match="a VAE of kind 'release' is for converted checkpoints, and cannot go on"):
+        task_of(config.model_copy(update={"init_from": str(checkpoint_copy)}))
+
+
+def test_a_checkpoint_is_found_by_its_name_and_bf16_works(config, tiny_checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setenv("MEANAUDIO_CHECKPOINTS", str(tiny_checkpoint.parent))
+    short = {"loop": config.loop.model_copy(update={"precision": "bf16", "steps": 1}), "init_from": tiny_checkpoint.name}
+    settings = config.model_copy(update=short | {"decoder": DecoderTrainConfig(window=60, discriminator_width=2)})
+    Loop(task_of(settings), settings, tmp_path / "run").run(progress_bar=False)
+    assert MeanAudio.from_pretrained(tmp_path / "run" / "export").generate("a tone", duration=0.2).samples.isfinite().all()
+
+
+def test_a_network_that_takes_a_scale_gets_the_least_that_it_knows():
+    made = CheckpointConfig.model_construct
+    assert least_steering(made(guidance_range=None)).scale == 1
+    assert least_steering(made(guidance_range=(2.0, 6.0))).scale == 2
