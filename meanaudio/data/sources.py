@@ -103,7 +103,7 @@ def _open(where: str, split: str, config: TrainConfig, encoders: Encoders) -> Da
 def check_codec(data: Dataset, folder: Path) -> None:
     """Raises InputError unless `data` holds latents of the VAE in `folder`, which is codec_from."""
     name = latents_name(folder)
-    if (found := data.index["codec_hash"]) not in (name, file_hash(folder / VAE_FILE)):
+    if (found := data.index["codec_hash"]) != name and found != file_hash(folder / VAE_FILE):
         raise InputError(f"{data.name}: made with codec {found[:12]}, codec_from holds {name[:12]}")
 
 

@@ -19,7 +19,7 @@ from meanaudio.codec.losses import Discriminator, MelDiscriminator, Reconstructi
 from meanaudio.codec.mel import LogMel
 from meanaudio.codec.texture import add_texture
 from meanaudio.codec.vae import MelVAE
-from meanaudio.config import CodecConfig, TrainConfig
+from meanaudio.config import CodecConfig, DecoderTrainConfig, TrainConfig, VocoderTrainConfig
 from meanaudio.data.prefetch import Prefetcher
 from meanaudio.errors import InputError
 from meanaudio.plots import save_mels, save_spectrograms
@@ -85,10 +85,10 @@ class _CodecTask:
 
 
 def train_and_ask(
-    discriminator: Discriminator | MelDiscriminator, output: Tensor, target: Tensor, ids: list[str], update: Update,
-    autocast: Callable[[], torch.autocast],
-) -> tuple[Tensor, Tensor, float]:  # fmt: skip
-    """Train the discriminator on `output` against `target`, then ask it: (adversarial, features) losses of `output`, and its own loss."""
+    discriminator: Discriminator | MelDiscriminator, settings: VocoderTrainConfig | DecoderTrainConfig, output: Tensor, target: Tensor,
+    ids: list[str], update: Update, autocast: Callable[[], torch.autocast],
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    """Train the discriminator on `output` against `target`, then ask it: the loss of `output` by the weights in `settings`, and logs."""
     with autocast():
         judged = discriminator_loss(discriminator, output.detach(), target)
     update("discriminator", [(judged, ids)])
@@ -96,7 +96,8 @@ def train_and_ask(
     with autocast():
         adversarial, features = generator_losses(discriminator, output, target)
     discriminator.requires_grad_(True)
-    return adversarial, features, judged.item()
+    loss = settings.adversarial_weight * adversarial + settings.feature_weight * features
+    return loss, {"discriminator": judged.item(), "adversarial": adversarial.item(), "features": features.item()}
 
 
 class VAETask(_CodecTask):
@@ -230,11 +231,8 @@ class VocoderTask(_CodecTask):
 
     def _judge(self, output: Tensor, audio: Tensor, ids: list[str], update: Update) -> tuple[Tensor, dict[str, float]]:
         """What the discriminator says. Every other row only: it costs as much as the vocoder."""
-        settings = self.config.vocoder
         discriminator: Discriminator = self.networks["discriminator"]  # type: ignore[assignment]
-        adversarial, features, judged = train_and_ask(discriminator, output[::2], audio[::2], ids[::2], update, self.autocast)
-        loss = settings.adversarial_weight * adversarial + settings.feature_weight * features
-        return loss, {"discriminator": judged, "adversarial": adversarial.item(), "features": features.item()}
+        return train_and_ask(discriminator, self.config.vocoder, output[::2], audio[::2], ids[::2], update, self.autocast)
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module, folder: Path) -> dict[str, float]:

@@ -138,9 +138,8 @@ class DecoderTask:
         loss, logs = l1, {"l1": l1.item()}
         if settings.adversarial_weight > 0 or settings.feature_weight > 0:
             discriminator: MelDiscriminator = self.networks["discriminator"]  # type: ignore[assignment]
-            adversarial, features, own = train_and_ask(discriminator, output[:, part], target[:, part], rows.ids, update, self._autocast)
-            loss = loss + settings.adversarial_weight * adversarial + settings.feature_weight * features
-            logs |= {"discriminator": own, "adversarial": adversarial.item(), "features": features.item()}
+            extra, more = train_and_ask(discriminator, settings, output[:, part], target[:, part], rows.ids, update, self._autocast)
+            loss, logs = loss + extra, logs | more
         update("decoder", [(loss, rows.ids)])
         return logs
 
