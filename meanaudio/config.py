@@ -296,13 +296,15 @@ ObjectiveKind = Literal[
     "mean_flow_distillation",
     "progressive_distillation",
     "distribution_matching",
+    "reward",
 ]
 # objectives whose network does not take the guidance scale
-UNSCALED = {"flow_matching", "mean_flow", "mean_flow_distillation", "distribution_matching"}
+UNSCALED = {"flow_matching", "mean_flow", "mean_flow_distillation", "distribution_matching", "reward"}
 INSTANT = {"flow_matching", "guidance_distillation"}  # objectives that only look at r = t
 # objectives with a teacher
 DISTILLED = {"guidance_distillation", "mean_flow_distillation", "progressive_distillation", "distribution_matching"}
 WITH_CRITIC = {"distribution_matching"}  # objectives that train a critic beside the network
+REWARDED = {"reward"}  # objectives that please a judge
 
 
 class ObjectiveConfig(Config):
@@ -313,7 +315,8 @@ class ObjectiveConfig(Config):
     scale: for a network that takes the guidance scale as an input; it is then drawn for each row, and omega and kappa are not used.
     alpha: alpha_flow's way from flow matching (1) to mean flow (0). difference: the time step of finite_difference.
     teacher: folder of the checkpoint that a distillation learns from. halving: the round of a progressive distillation.
-    matching: the critic of distribution_matching, and what it keeps.
+    matching: the critic of distribution_matching, and what it keeps. judge: folder of the judge that a reward comes from. anchor: how much
+    the network is held to what it made before.
     dropped_rows: rows that lose their text regress the plain velocity ("plain") or, in mean_flow, a guided one ("release").
     """
 
@@ -329,6 +332,8 @@ class ObjectiveConfig(Config):
     teacher: str | None = None
     halving: HalvingConfig = HalvingConfig()
     matching: MatchingConfig = MatchingConfig()
+    judge: str | None = None
+    anchor: float = Field(0.5, ge=0)
     text_dropout: float = Field(0.1, ge=0, lt=1)
     dropped_rows: Literal["plain", "release"] = "plain"
     adaptive_epsilon: float = Field(1e-3, gt=0)
@@ -343,6 +348,8 @@ class ObjectiveConfig(Config):
     def _kind_has_what_it_needs(self):
         if self.kind in DISTILLED and self.teacher is None:
             raise ValueError(f"{self.kind} needs teacher, the folder of a checkpoint")
+        if self.kind in REWARDED and self.judge is None:
+            raise ValueError(f"{self.kind} needs judge, the folder of a trained one (task judge)")
         if self.kind == "guidance_distillation" and self.scale is None:
             raise ValueError("guidance_distillation needs scale, such as {low: 1, high: 8}")
         if self.kind in UNSCALED and self.scale is not None:
@@ -524,6 +531,23 @@ class ScorerConfig(Config):
     outside: float = Field(0.5, ge=-1, le=1)
 
 
+class JudgeConfig(Config):
+    """The judge whose opinion the objective `reward` follows (docs/training.md, 'A judge, and its reward'). dim: of the space that sounds
+    and captions share.
+
+    items: how many of the training shards' items it hears. noise: on what it hears, in standard deviations. near: as the scorer's.
+    others: how many captions it keeps, to tell a clip's own from.
+    """
+
+    items: int = Field(12288, gt=0)
+    width: int = Field(512, gt=0)
+    dim: int = Field(256, gt=0)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    noise: float = Field(0.1, ge=0)
+    near: float = Field(0.9, gt=0, le=1)
+    others: int = Field(240, ge=1)
+
+
 class EvaluationConfig(Config):
     """What is asked of a generator at every evaluation besides its loss and distances of latents.
 
@@ -548,10 +572,10 @@ CONTINUED = ("vae", "vocoder", "decoder", "generator")  # tasks that can begin w
 class TrainConfig(Config):
     """One training run. `task` says which network is trained and which of the sections matter."""
 
-    task: Literal["vae", "vocoder", "decoder", "generator", "tagger", "scorer"] = "generator"
+    task: Literal["vae", "vocoder", "decoder", "generator", "tagger", "scorer", "judge"] = "generator"
     data: str = Field(
         "data/sounds",
-        description="vae, vocoder, decoder: a manifest; tagger, scorer: shards; "
+        description="vae, vocoder, decoder: a manifest; tagger, scorer, judge: shards; "
         "generator: folder or URL with shards train/ and val/, or a manifest",
     )
     mixture: tuple[MixedDataConfig, ...] = Field((), description="generator: further data sets; `data` has what their shares leave")
@@ -583,6 +607,7 @@ class TrainConfig(Config):
     decoder: DecoderTrainConfig = DecoderTrainConfig()
     tagger: TaggerConfig = TaggerConfig()
     scorer: ScorerConfig = ScorerConfig()
+    judge: JudgeConfig = JudgeConfig()
     lora: LoRAConfig | None = Field(None, description="generator: train low-rank adapters of init_from's network in place of its weights")
     optim: OptimConfig = OptimConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -621,12 +646,15 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _critic_has_a_student(self):
-        if self.objective.kind not in WITH_CRITIC or self.task != "generator":
+    def _one_step_is_there_to_go_on_with(self):
+        kind = self.objective.kind
+        if kind not in WITH_CRITIC | REWARDED or self.task != "generator":
             return self
         if self.init_from is None:
-            raise ValueError(f"objective {self.objective.kind} goes on with a network that makes a step already: it needs init_from")
-        if self.loop.parallel == "fsdp":
+            raise ValueError(f"objective {kind} goes on with a network that makes a step already: it needs init_from")
+        if kind in REWARDED and self.codec_from is None:
+            raise ValueError(f"objective {kind} decodes what the network makes: it needs codec_from, a folder with a VAE")
+        if kind in WITH_CRITIC and self.loop.parallel == "fsdp":
             raise ValueError(
                 f"objective {self.objective.kind} trains two networks, each whole on every process: parallel must be none or ddp"
             )
@@ -784,6 +812,20 @@ class TaggerCheckpointConfig(Config):
     latent_dim: int = Field(gt=0)
     width: int = Field(gt=0)
     blocks: int = Field(gt=0)
+
+
+class JudgeCheckpointConfig(Config):
+    """config.json of a judge's folder. codec_hash: the name of the latents whose mels it was taught with (codec/codec.py)."""
+
+    format: Literal[1] = 1
+    codec_hash: str
+    text: TextConfig
+    mel: MelConfig
+    pooled_dim: int = Field(gt=0)
+    width: int = Field(gt=0)
+    dim: int = Field(gt=0)
+    near: float = Field(gt=0, le=1)
+    others: int = Field(ge=1)
 
 
 class LoRAFileConfig(Config):

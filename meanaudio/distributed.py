@@ -5,6 +5,7 @@ Without torchrun there is one process, and every function here answers for it al
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -124,6 +125,7 @@ def process_group(device: torch.device, patience: float) -> Iterator[None]:
         watch.end(error)
         raise
     watch.stop()
+    gc.collect()  # a DDP module in a cycle would keep the group, whose threads must not outlive the interpreter (pytorch issue 190489)
     barrier()  # rank 0 may keep the store: it goes last
     dist.destroy_process_group()
 

@@ -145,3 +145,7 @@ class Network(Protocol):
     def condition(self, text: TextFeatures) -> Any: ...
 
     def __call__(self, z: Tensor, t: Tensor, r: Tensor, condition: Any) -> Tensor: ...
+
+
+# Normalised latents [B, L, C] and their captions -> how little each fits its own [B], in nats; differentiable.
+Judge = Callable[[Tensor, TextFeatures], Tensor]

@@ -16,7 +16,7 @@ import torch
 from release_fakes import write_tokenizer
 from torch import Tensor
 
-from meanaudio.evaluation.extractors import yamnet
+from meanaudio.evaluation.extractors import aisfx, yamnet
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
 
 
@@ -122,6 +122,34 @@ def write_yamnet_wheel(path: Path, members: Mapping[str, bytes]) -> Path:
 def known(members: Mapping[str, bytes]) -> dict[str, tuple[int, str]]:
     """What yamnet.MEMBERS says of such files."""
     return {name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in members.items()}
+
+
+# ---------------------------------------------------------------- aiSFX's package
+
+
+def aisfx_state(seed: int = 0) -> dict[str, Tensor]:
+    """Random weights with the names and shapes of the published ones, of a scale that keeps activations in range."""
+    generator = torch.Generator().manual_seed(seed)
+    state, before = {}, 1
+    for block, width in enumerate(aisfx.WIDTHS, 1):
+        for layer in (1, 2):
+            name = f"embedding_net.conv_block{block}."
+            state[f"{name}conv{layer}.weight"] = torch.randn(width, before, 3, 3, generator=generator) * (2 / (9 * before)) ** 0.5
+            for part in ("weight", "running_var"):
+                state[f"{name}bn{layer}.{part}"] = 0.5 + torch.rand(width, generator=generator)
+            for part in ("bias", "running_mean"):
+                state[f"{name}bn{layer}.{part}"] = 0.1 * torch.randn(width, generator=generator)
+            before = width
+    return state
+
+
+def write_aisfx_wheel(path: Path, state: Mapping[str, Tensor]) -> tuple[Path, tuple[int, str]]:
+    """The package, and size and sha256 of its file of weights, in which numpy's numbers lie beside them."""
+    content = io.BytesIO()
+    torch.save((dict(state), {"library": (np.int64(0), 7)}), content)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(aisfx.MEMBER, content.getvalue())
+    return path, (len(content.getvalue()), hashlib.sha256(content.getvalue()).hexdigest())
 
 
 # ---------------------------------------------------------------- CLAP

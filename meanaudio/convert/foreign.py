@@ -60,6 +60,8 @@ def read_foreign(path: Path, wrappers: Iterable[str] = ()) -> dict[str, Tensor]:
     that are not finite.
     """
     values = load_weights(path) if path.suffix == ".safetensors" else _unpickle(path)
+    if isinstance(values, tuple) and values:  # weights first, then what was noted beside them (aiSFX's)
+        values = values[0]
     for wrapper in wrappers:
         if isinstance(values, Mapping) and isinstance(values.get(wrapper), Mapping):
             values = values[wrapper]

@@ -18,6 +18,7 @@ from meanaudio.models.listener import Listener
 
 SCORER_FILE, KNOWN_FILE = "scorer.safetensors", "known.json"
 FIRST_SCALE = 10.0
+MAX_SCALE = 50.0  # of cosines in the softmax
 ALIKE = 0.6  # cosine of sentence vectors from which on captions are taken to mean the same: "rain falls", "heavy rain"
 
 

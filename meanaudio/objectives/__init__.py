@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from meanaudio.config import DISTILLED, WITH_CRITIC, ObjectiveConfig
+from meanaudio.config import DISTILLED, REWARDED, WITH_CRITIC, ObjectiveConfig
 from meanaudio.objectives.alpha_flow import alpha_flow
 from meanaudio.objectives.distribution_matching import distribution_matching, draw_matching
 from meanaudio.objectives.finite_difference import finite_difference
@@ -22,11 +23,12 @@ from meanaudio.objectives.interval_splitting import interval_splitting
 from meanaudio.objectives.mean_flow import draw_intervals, mean_flow
 from meanaudio.objectives.mean_flow_distillation import mean_flow_distillation
 from meanaudio.objectives.progressive_distillation import draw_steps, progressive_distillation
+from meanaudio.objectives.reward import reward
 from meanaudio.objectives.two_times import draw_two_times
-from meanaudio.types import Draws, Loss, Network, TextFeatures
+from meanaudio.types import Draws, Judge, Loss, Network, TextFeatures
 
 # kind: draw(shape, progress=, generator=, config=) -> Draws, and loss(net, x, text, null, draws, progress=, config=) -> Loss;
-# the loss of a distillation takes teacher= too, and one with a critic critic= and before=.
+# the loss of a distillation takes teacher= too, one with a critic critic= and before=, and a reward's judge= and before=.
 OBJECTIVES: dict[str, tuple[Callable[..., Draws], Callable[..., Loss]]] = {
     "flow_matching": (draw_instants, flow_matching),
     "mean_flow": (draw_intervals, mean_flow),
@@ -38,6 +40,7 @@ OBJECTIVES: dict[str, tuple[Callable[..., Draws], Callable[..., Loss]]] = {
     "mean_flow_distillation": (draw_intervals, mean_flow_distillation),
     "progressive_distillation": (draw_steps, progressive_distillation),
     "distribution_matching": (draw_matching, distribution_matching),
+    "reward": (draw_instants, reward),
 }
 
 
@@ -45,13 +48,15 @@ OBJECTIVES: dict[str, tuple[Callable[..., Draws], Callable[..., Loss]]] = {
 class Objective:
     """The objective that `config` names. progress in [0, 1] drives its schedules. teacher: the network a distillation learns from.
 
-    critic: the network that follows the student of a distribution matching. before: that student as it was when the run began.
+    critic: the network that follows the student of a distribution matching. judge: of a reward. before: with either, the network as it was
+    when the run began.
     """
 
     config: ObjectiveConfig
     teacher: Network | None = None
     critic: Network | None = None
     before: Network | None = None
+    judge: Judge | None = None
 
     def draw(self, shape: Sequence[int], *, progress: float, generator: torch.Generator) -> Draws:
         """What is random for latents of `shape` [B, L, C]; on the CPU, from a CPU generator."""
@@ -59,8 +64,9 @@ class Objective:
 
     def loss(self, net: Network, x: Tensor, text: TextFeatures, null: TextFeatures, draws: Draws, *, progress: float) -> Loss:
         """x [B, L, C]: normalised clean latents. text, null: features of the captions and of "" (one row). All on one device."""
-        more = {"teacher": self.teacher} if self.config.kind in DISTILLED else {}
+        more: dict[str, Any] = {"teacher": self.teacher} if self.config.kind in DISTILLED else {}
         more |= {"critic": self.critic, "before": self.before} if self.config.kind in WITH_CRITIC else {}
+        more |= {"judge": self.judge, "before": self.before} if self.config.kind in REWARDED else {}
         return OBJECTIVES[self.config.kind][1](net, x, text, null, draws, progress=progress, config=self.config, **more)
 
     def __call__(
@@ -72,6 +78,10 @@ class Objective:
 
 
 def make_objective(
-    config: ObjectiveConfig, teacher: Network | None = None, critic: Network | None = None, before: Network | None = None
+    config: ObjectiveConfig,
+    teacher: Network | None = None,
+    critic: Network | None = None,
+    before: Network | None = None,
+    judge: Judge | None = None,
 ) -> Objective:
-    return Objective(config, teacher, critic, before)
+    return Objective(config, teacher, critic, before, judge)

@@ -6,8 +6,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from meanaudio.config import DISTILLED, INSTANT, WITH_CRITIC, StudyConfig, TrainConfig
-from meanaudio.evaluation.training_cost import Bench, Variant, loss_of, peak_memory
+from meanaudio.config import DISTILLED, INSTANT, REWARDED, WITH_CRITIC, StudyConfig, TrainConfig
+from meanaudio.evaluation.training_cost import Bench, Variant, loss_of, no_judge, peak_memory
 from meanaudio.models.transformer import make_network
 from meanaudio.objectives import make_objective
 from meanaudio.study.plan import stage_config, stages_of
@@ -43,12 +43,14 @@ def step_costs(study: StudyConfig, place: Path, *, parts: int = 10, rounds: int 
 
 
 def bench_of(config: TrainConfig) -> tuple[Bench, Variant]:
-    """The network and the step of a stage. A distillation's teacher has random weights: its cost is the same."""
+    """The network and the step of a stage. A teacher has random weights: its cost is the same. A judge is left out."""
     objective, teacher, critic, before = config.objective, None, None, None
     if objective.kind in DISTILLED:
         plain = {"interval": "none", "guidance_embedding": False, "guidance_limits": False} if objective.kind in INSTANT else {}
         teacher = make_network(config.network.model_copy(update=plain)).requires_grad_(False)
     if objective.kind in WITH_CRITIC:
         critic, before = make_network(config.network), teacher
-    made = make_objective(objective, teacher, critic, before)
+    if objective.kind in REWARDED:
+        before = make_network(config.network).requires_grad_(False)
+    made = make_objective(objective, teacher, critic, before, no_judge)
     return Bench(config, TOKENS), Variant(loss_of(made), config.loop.precision, config.loop.checkpoint_activations, made)

@@ -15,13 +15,14 @@ from torch import nn
 from meanaudio import distributed
 from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import link_file, load_into, load_weights, save_weights, write_beside, write_json
-from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
-from meanaudio.config import DISTILLED, WITH_CRITIC, CheckpointConfig, TrainConfig
+from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, load_vae, read_codec_config
+from meanaudio.config import DISTILLED, REWARDED, WITH_CRITIC, CheckpointConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
 from meanaudio.data.sources import open_datasets
 from meanaudio.errors import InputError
 from meanaudio.evaluation.features import compare_audio
 from meanaudio.evaluation.hearing import make_listener
+from meanaudio.evaluation.judge import load_opinion
 from meanaudio.evaluation.latents import held_out_distance
 from meanaudio.models.lora import adapter_state, add_adapters, save_adapters
 from meanaudio.models.transformer import NETWORK_FILE, Transformer, load_network, make_network
@@ -40,7 +41,7 @@ from meanaudio.training.log import mean_numbers
 from meanaudio.training.loop import Update
 from meanaudio.training.parallel import LossModule, compile_blocks, forward_pass, spread
 from meanaudio.training.validation import CHUNK, held_out_loss
-from meanaudio.types import Draws, LatentBatch, TextFeatures, send
+from meanaudio.types import Draws, Judge, LatentBatch, TextFeatures, send
 
 # A network with the second interval starts as the function that one with the first was.
 SAME_AT_FIRST = {("none", "relative"), ("none", "decoupled")}
@@ -76,11 +77,13 @@ class GeneratorTask:
         if network.preconditioned and (config.init_from is None or config.latent_gain is not None):
             network.data_std.copy_(self.train.statistics.std.to(self.device) / self.std)
         self.null = self.train.null_text.to(self.device)
-        teacher, critic, before = self._teacher(), None, None
+        teacher, critic, before, judge = self._teacher(), None, None, None
         if config.objective.kind in WITH_CRITIC:
             assert teacher is not None
             critic, before = copy.deepcopy(teacher).requires_grad_(True), copy.deepcopy(network).requires_grad_(False)
-        self.objective = make_objective(config.objective, teacher, critic, before)
+        if config.objective.kind in REWARDED:
+            judge, before = self._judge(), copy.deepcopy(network).requires_grad_(False)
+        self.objective = make_objective(config.objective, teacher, critic, before, judge)
         self.listener = make_listener(config.evaluation.extractor, str(self.device)) if config.evaluation.extractor else None
         if self.listener is not None and not (Path(config.codec_from or "") / VOCODER_FILE).is_file():
             raise InputError(f"evaluation.extractor = {config.evaluation.extractor!r} needs sound: codec_from has no {VOCODER_FILE}")
@@ -204,6 +207,14 @@ class GeneratorTask:
                     f"teacher {folder} was trained for guidance scales {found.guidance_range}, the objective asks for {taught}"
                 )
         return load_network(folder, found.network).to(self.device)
+
+    def _judge(self) -> Judge:
+        """Of what codec_from's VAE decodes. Raises InputError if the judge was taught with other latents."""
+        config, source = self.config, Path(self.config.codec_from or "")
+        vae, codec = load_vae(source)
+        name = self.train.index["codec_hash"]
+        folder = Path(config.objective.judge or "")
+        return load_opinion(folder, vae, codec.mel, codec_hash=name, text=config.text, mean=self.mean, std=self.std)
 
     def prepare_batch(self, step: int) -> tuple[LatentBatch, torch.Tensor, Draws]:
         """What `draw` returns; a pure function of the step, so that it can be done ahead."""

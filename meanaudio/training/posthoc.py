@@ -19,6 +19,7 @@ from meanaudio.checkpoint import load_weights, read_json, save_weights
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE
 from meanaudio.config import TrainConfig, parse
 from meanaudio.errors import InputError
+from meanaudio.evaluation.judge import JUDGE_FILE
 from meanaudio.models.lora import LORA_FILE
 from meanaudio.models.scorer import SCORER_FILE
 from meanaudio.models.tagger import TAGGER_FILE
@@ -34,6 +35,7 @@ TRAINED_FILE = {
     "decoder": VAE_FILE,
     "tagger": TAGGER_FILE,
     "scorer": SCORER_FILE,
+    "judge": JUDGE_FILE,
 }
 
 

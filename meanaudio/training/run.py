@@ -19,6 +19,7 @@ from meanaudio.pipeline import resolve_device
 from meanaudio.training.codec import VAETask, VocoderTask
 from meanaudio.training.decoder import DecoderTask
 from meanaudio.training.generator import GeneratorTask
+from meanaudio.training.judge import JudgeTask
 from meanaudio.training.loop import Loop, Task
 from meanaudio.training.scorer import ScorerTask
 from meanaudio.training.tagger import TaggerTask
@@ -30,6 +31,7 @@ TASKS: dict[str, Callable[[TrainConfig, torch.device], Task]] = {
     "generator": GeneratorTask,
     "tagger": TaggerTask,
     "scorer": ScorerTask,
+    "judge": JudgeTask,
 }
 
 
@@ -57,8 +59,10 @@ def train(
     if where.type == "cpu":
         keep_freed_memory()
     with process_group(where, loop.rank_timeout):
-        task = TASKS[config.task](config, where)
-        Loop(task, config, Path(folder)).run(until=until, progress_bar=progress_bar, allow_changes=allow_changes)
+        # No name for the task: what holds the group, such as a DDP module, must be gone when the group is left.
+        Loop(TASKS[config.task](config, where), config, Path(folder)).run(
+            until=until, progress_bar=progress_bar, allow_changes=allow_changes
+        )
 
 
 def own_device(device: str | None) -> torch.device:

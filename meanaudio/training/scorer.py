@@ -14,13 +14,12 @@ from meanaudio.checkpoint import save_weights, write_json
 from meanaudio.config import ScorerCheckpointConfig, TrainConfig
 from meanaudio.data.extract import encode_text
 from meanaudio.errors import InputError
-from meanaudio.models.scorer import KNOWN_FILE, SCORER_FILE, Scorer, make_scorer
+from meanaudio.models.scorer import KNOWN_FILE, MAX_SCALE, SCORER_FILE, Scorer, make_scorer
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.text import make_encoder
 from meanaudio.training.listening import CHUNK, begin, draw_rows, noisy_batch, open_splits
 from meanaudio.training.loop import Update
 
-MAX_SCALE = 50.0  # of cosines in the softmax
 AMONG = 50  # captions that a held-out clip's own is looked for among
 
 

@@ -287,6 +287,7 @@ CONFIGS = {
         kind="progressive_distillation", teacher="given", halving=HalvingConfig(steps=2, first=16), scale=ScaleConfig()
     ),
     "distribution_matching": ObjectiveConfig(kind="distribution_matching", teacher="given", matching=MatchingConfig(rehearsal=0.25)),
+    "reward": ObjectiveConfig(kind="reward", judge="given"),
 }
 
 
@@ -302,6 +303,9 @@ def objective_for(name: str) -> Objective:
     if config.kind == "distribution_matching":
         others = network(interval="none"), network(interval="none", width=48), network(interval="relative", width=48)
         return make_objective(config, *(other.requires_grad_(False) for other in others))
+    if config.kind == "reward":
+        before = network(interval="relative", width=48).requires_grad_(False)
+        return make_objective(config, before=before, judge=lambda latents, text: (latents - 1).square().flatten(1).mean(1))
     if config.kind in ("guidance_distillation", "mean_flow_distillation"):
         teacher = network(interval="none")
     elif config.kind == "progressive_distillation":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meanaudio.errors import InputError
+from meanaudio.evaluation.extractors.aisfx import Aisfx
 from meanaudio.evaluation.extractors.clap import Clap
 from meanaudio.evaluation.extractors.latents import Latents
 from meanaudio.evaluation.extractors.panns import Panns
@@ -23,6 +24,7 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "vggish": Vggish,
     "passt": Passt,
     "clap": Clap,
+    "aisfx": Aisfx,
     "latents": Latents,
     "scorer": ScorerListener,
 }
