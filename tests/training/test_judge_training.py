@@ -82,6 +82,10 @@ def test_the_level_of_a_sound_does_not_matter():
     config = MelConfig()
     ears, mel = MelEars(config), LogMel(config)(0.1 * normals(2, 16000, seed=1))
     torch.testing.assert_close(ears.frames(mel), ears.frames(mel + 0.7), atol=2e-4, rtol=1e-3)
+    # nor does the gradient ask for another: along a common shift of the mel it is nothing, beside what it is elsewhere
+    mel.requires_grad_()
+    (gradient,) = torch.autograd.grad(ears.requires_grad_(False)(mel).sum(), mel)
+    assert gradient.sum((1, 2)).abs().max() < 1e-3 * gradient.abs().sum((1, 2)).min()
 
 
 def test_gradients_reach_the_mel_and_absurd_mels_stay_finite():
