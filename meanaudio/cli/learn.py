@@ -23,7 +23,7 @@ def train(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train what the config says: VAE, vocoder, decoder, transformer, tagger, scorer or judge; the transformer also on several processes."""
+    """Train what a config says: VAE, vocoder, decoder, transformer, tagger, scorer or judge; the transformer on several processes too."""
     from meanaudio.config import TrainConfig, load_config
     from meanaudio.training.run import train as run
 
