@@ -91,7 +91,7 @@ class Aisfx:
     sample_rate = SAMPLE_RATE
     dim = DIM
     multi_label = True
-    classes = None
+    classes: tuple[str, ...] | None = None
 
     def __init__(self, *, weights: Path | None = None, device: str = "cpu") -> None:
         state = load_aisfx(weights)
