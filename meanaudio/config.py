@@ -535,8 +535,7 @@ class JudgeConfig(Config):
     """The judge whose opinion the objective `reward` follows (docs/training.md, 'A judge, and its reward'). dim: of the space that sounds
     and captions share.
 
-    items: how many of the training shards' items it hears. noise: on what it hears, in standard deviations. near: as the scorer's.
-    others: how many captions it keeps, to tell a clip's own from.
+    items: how many scenes of the training clips it hears. noise: on what it hears, in standard deviations. near: as the scorer's.
     """
 
     items: int = Field(12288, gt=0)
@@ -544,8 +543,7 @@ class JudgeConfig(Config):
     dim: int = Field(256, gt=0)
     dropout: float = Field(0.3, ge=0, lt=1)
     noise: float = Field(0.1, ge=0)
-    near: float = Field(0.9, gt=0, le=1)
-    others: int = Field(240, ge=1)
+    near: float = Field(0.85, gt=0, le=1)
 
 
 class EvaluationConfig(Config):
@@ -575,7 +573,7 @@ class TrainConfig(Config):
     task: Literal["vae", "vocoder", "decoder", "generator", "tagger", "scorer", "judge"] = "generator"
     data: str = Field(
         "data/sounds",
-        description="vae, vocoder, decoder: a manifest; tagger, scorer, judge: shards; "
+        description="vae, vocoder, decoder, judge: a manifest; tagger, scorer: shards; "
         "generator: folder or URL with shards train/ and val/, or a manifest",
     )
     mixture: tuple[MixedDataConfig, ...] = Field((), description="generator: further data sets; `data` has what their shares leave")
@@ -815,9 +813,12 @@ class TaggerCheckpointConfig(Config):
 
 
 class JudgeCheckpointConfig(Config):
-    """config.json of a judge's folder. codec_hash: the name of the latents whose mels it was taught with (codec/codec.py)."""
+    """config.json of a judge's folder. codec_hash: the name of the latents whose mels it was taught with (codec/codec.py).
 
-    format: Literal[1] = 1
+    captions: what it knows, lasting: numbers of those whose sounds can be a background.
+    """
+
+    format: Literal[2] = 2
     codec_hash: str
     text: TextConfig
     mel: MelConfig
@@ -825,7 +826,9 @@ class JudgeCheckpointConfig(Config):
     width: int = Field(gt=0)
     dim: int = Field(gt=0)
     near: float = Field(gt=0, le=1)
-    others: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
+    captions: tuple[str, ...] = Field(min_length=1)
+    lasting: tuple[int, ...] = Field(min_length=1)
 
 
 class LoRAFileConfig(Config):

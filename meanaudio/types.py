@@ -147,5 +147,28 @@ class Network(Protocol):
     def __call__(self, z: Tensor, t: Tensor, r: Tensor, condition: Any) -> Tensor: ...
 
 
-# Normalised latents [B, L, C] and their captions -> how little each fits its own [B], in nats; differentiable.
-Judge = Callable[[Tensor, TextFeatures], Tensor]
+@dataclass(frozen=True)
+class Asked:
+    """What B sounds are to hold. parts [B, P]: numbers of captions, -1 where there are fewer. in_order [B]: two, one after another."""
+
+    parts: Tensor
+    in_order: Tensor
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, rows) -> Asked:
+        return Asked(self.parts[rows], self.in_order[rows])
+
+    def to(self, device: torch.device) -> Asked:
+        return Asked(send(self.parts, device), send(self.in_order, device))
+
+
+class Judge(Protocol):
+    """Who asks for sounds, and says how little is heard of what was asked. All that is random in it is a function of the seeds [B]."""
+
+    def ask(self, seeds: Tensor) -> tuple[TextFeatures, Asked]: ...
+
+    def __call__(self, latents: Tensor, asked: Asked, seeds: Tensor) -> Tensor:
+        """Of normalised latents [B, L, C]: nats [B], differentiable."""
+        ...

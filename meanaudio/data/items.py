@@ -24,11 +24,13 @@ LONGEST = 7 * 24 * 3600.0  # seconds of a clip: a longer one is a wrong number i
 
 @dataclass(frozen=True)
 class Item:
-    """One training window: audio [N], its caption and a unique id."""
+    """One training window: audio [N], its caption and a unique id. parts, in_order: of a scene (data/scenes.py)."""
 
     id: str
     caption: str
     audio: Tensor
+    parts: tuple[str, ...] = ()
+    in_order: bool = False
 
 
 class Items(Protocol):
@@ -140,4 +142,4 @@ class Scenes:
 
     def __getitem__(self, i: int) -> Item:
         scene = self.composer(i)
-        return Item(scene.id, scene.caption, scene.audio)
+        return Item(scene.id, scene.caption, scene.audio, scene.parts, scene.in_order)

@@ -31,12 +31,14 @@ FEW, MANY = (2, 3, 4), (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class Scene:
-    """audio: [N] float32. clip_ids: what it was made of."""
+    """audio: [N] float32. clip_ids: what it was made of. parts: captions of its different clips, in_order: heard one after another."""
 
     audio: Tensor
     caption: str
     id: str
     clip_ids: list[str]
+    parts: tuple[str, ...]
+    in_order: bool
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class SceneComposer:
     paraphrased: share of captions that get another wording (data/paraphrases.py) before they are joined.
     speed, tone, room: other versions of the sound (data/versions.py): up to 1 + `speed` times faster or slower, gains that spread by
     `tone` dB, an echo in the share `room`. What is drawn for them leaves the composition as it is, but for what fits at another speed.
+    captions, lasting: all that are drawn from, and those of sounds long enough to be a background.
     load: (clip, sample_rate) -> [N] float32, read once a clip and kept in memory.
     """
 
@@ -99,9 +102,9 @@ class SceneComposer:
         self._clips: dict[str, list[Clip]] = defaultdict(list)
         for clip in clips:
             self._clips[clip.caption].append(clip)
-        self._captions = sorted(self._clips)
+        self.captions = sorted(self._clips)
         lasting = (c for c in clips if c.duration is None or c.duration >= BACKGROUND_SECONDS)
-        self._lasting = sorted({c.caption for c in lasting}) or self._captions
+        self.lasting = sorted({c.caption for c in lasting}) or self.captions
 
     def preload(self) -> None:
         """Read every clip now, so that worker processes forked later share the memory."""
@@ -121,7 +124,9 @@ class SceneComposer:
         caption, clips = getattr(self, f"_{kind}")(audio, rng, self._draw(rng))
         audio = self._version(audio, factor, other)
         audio *= PEAK / max(float(np.abs(audio).max()), PEAK)
-        return Scene(torch.from_numpy(audio), caption, self.id(index), [c.id for c in clips])
+        parts = tuple(dict.fromkeys(c.caption for c in clips))
+        in_order = kind == "sequence" and len(parts) > 1
+        return Scene(torch.from_numpy(audio), caption, self.id(index), [c.id for c in clips], parts, in_order)
 
     def id(self, index: int) -> str:
         return f"scene-{self.seed}-{index}"
@@ -164,7 +169,7 @@ class SceneComposer:
     def _sequence(self, audio: np.ndarray, rng: np.random.Generator, clip: Clip) -> tuple[str, list[Clip]]:
         clips = [clip]
         for _ in range(2 if rng.random() < 0.2 else 1):
-            if (other := self._draw_other(rng, self._captions, clips)) is not None:
+            if (other := self._draw_other(rng, self.captions, clips)) is not None:
                 clips.append(other)
         if len(clips) == 1:
             return self._single(audio, rng, clip)
@@ -181,7 +186,7 @@ class SceneComposer:
 
     def _overlay(self, audio: np.ndarray, rng: np.random.Generator, clip: Clip) -> tuple[str, list[Clip]]:
         """The clip over a longer one, which is quieter and repeated until it fills the scene."""
-        background = self._draw_other(rng, self._lasting, [clip])
+        background = self._draw_other(rng, self.lasting, [clip])
         if background is None:
             return self._single(audio, rng, clip)
         level = self._level(rng)
@@ -204,7 +209,7 @@ class SceneComposer:
     # ---- drawing clips
 
     def _draw(self, rng: np.random.Generator) -> Clip:
-        clips = self._clips[self._captions[rng.integers(len(self._captions))]]
+        clips = self._clips[self.captions[rng.integers(len(self.captions))]]
         return clips[rng.integers(len(clips))]
 
     def _draw_other(self, rng: np.random.Generator, captions: Sequence[str], used: Sequence[Clip]) -> Clip | None:

@@ -1,8 +1,10 @@
-"""The judge of a reward: how well what is heard of a mel, by a network that knows sound effects, fits a caption."""
+"""The judge of a reward: how much of what was asked for is heard in a mel, by a network that knows sound effects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +15,15 @@ from torch import Tensor, nn
 from meanaudio.checkpoint import load_into, load_module, read_json
 from meanaudio.codec.codec import VAE
 from meanaudio.codec.mel import slaney_points
-from meanaudio.config import JudgeCheckpointConfig, MelConfig, TextConfig, parse
+from meanaudio.config import JudgeCheckpointConfig, MelConfig, SceneConfig, TextConfig, parse
+from meanaudio.data.extract import encode_text
+from meanaudio.data.requests import compose_request
 from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors.aisfx import DIM, HOP, N_FFT, SAMPLE_RATE, AisfxNetwork, band_filters, compress, load_aisfx
+from meanaudio.evaluation.perturb import perturb
 from meanaudio.models.scorer import MAX_SCALE
-from meanaudio.types import TextFeatures
+from meanaudio.text import TextEncoder
+from meanaudio.types import Asked, TextFeatures
 
 JUDGE_FILE = "judge.safetensors"
 LEAST_FRAMES = 8  # the network halves them three times
@@ -26,11 +32,16 @@ FIRST_SCALE = 2.3  # of cosines, as a logarithm
 # factors are medians over recordings of the default corpus; the first is 10^3.03 to 10^3.21 in the bands under 8 kHz.
 POWER = 10**3.15
 PEAK = 0.0284
+EDGE = 0.15  # share of a sound within which nothing that is to be heard in order ends or begins
+STRIDE = 2  # of the moments at which one sound may follow another: about 0.4 s
+SMOOTH = 0.5  # nats
 LOUDEST = 2.5  # log10 magnitude of a mel, above which what a network makes is cut off
 
 
 class MelEars(nn.Module):
-    """log10 mel [B, M, F] of `config` -> aiSFX's features [B, 512], through which gradients flow back to the mel.
+    """log10 mel [B, M, F] of `config` -> aiSFX's features over time [B, 512, T], through which gradients flow back to the mel.
+
+    The largest over time of each are aiSFX's embedding, and those of a stretch what it would make of the stretch, but for the edges.
 
     What aiSFX would see of the sound, a mel of other bands, other frames and clips with a peak of 1, is made of the mel it already has.
     """
@@ -62,7 +73,7 @@ class MelEars(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         frames = self.frames(mel)
-        return self.network(F.pad(frames, (0, 0, 0, max(0, LEAST_FRAMES - frames.shape[1])))).float()
+        return self.network.features(F.pad(frames, (0, 0, 0, max(0, LEAST_FRAMES - frames.shape[1]))))[-1].mean(3).float()
 
 
 def _between(frequencies: Tensor, centres: Tensor, f_max: float) -> Tensor:
@@ -76,42 +87,80 @@ def _between(frequencies: Tensor, centres: Tensor, f_max: float) -> Tensor:
 
 
 class Judge(nn.Module):
-    """Features of sounds [B, 512] and sentence vectors [B, P] into one space of unit vectors.
+    """Features of sounds [..., 512] and sentence vectors [..., P] into one space of unit vectors.
 
-    mean, std [512]: buffers, of recordings' features. others [K, P]: sentence vectors of captions that a clip's own is told apart from;
-    captions whose sentence vectors have a cosine of `near` or more to it take no part.
+    mean, std [512]: buffers, of recordings' features. captions [C, P]: sentence vectors of what can be asked for, among which a sound's own
+    is told from the others; those whose sentence vectors have a cosine of `near` or more to it take no part.
     """
 
     mean: Tensor
     std: Tensor
-    others: Tensor
+    captions: Tensor
 
-    def __init__(self, *, pooled_dim: int, width: int, dim: int, others: int, near: float, dropout: float = 0.0) -> None:
+    def __init__(self, *, pooled_dim: int, width: int, dim: int, captions: int, near: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.near = near
         self.register_buffer("mean", torch.zeros(DIM))
         self.register_buffer("std", torch.ones(DIM))
-        self.register_buffer("others", torch.zeros(others, pooled_dim))
+        self.register_buffer("captions", torch.zeros(captions, pooled_dim))
         self.audio = _two_layers(DIM, width, dim, dropout)
         self.text = _two_layers(pooled_dim, width, dim, dropout)
         self.log_scale = nn.Parameter(torch.tensor([FIRST_SCALE]))
 
     def hear(self, features: Tensor) -> Tensor:
-        """[B, 512] -> [B, dim]."""
+        """[..., 512] -> [..., dim]."""
         return F.normalize(self.audio((features - self.mean) / self.std), dim=-1)
 
     def read(self, pooled: Tensor) -> Tensor:
-        """[B, P] -> [B, dim]."""
+        """[..., P] -> [..., dim]."""
         return F.normalize(self.text(F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5), dim=-1)
 
-    def forward(self, features: Tensor, pooled: Tensor) -> Tensor:
-        """How little each clip fits its own caption, among those of the batch and the others: cross entropy in nats [B]."""
-        captions = torch.cat([pooled, self.others])
-        unit = F.normalize(captions, dim=-1)
-        own = torch.arange(len(pooled), device=pooled.device)
-        ignored = (unit[: len(pooled)] @ unit.T >= self.near).scatter(1, own[:, None], False)
-        logits = self.log_scale.exp().clamp_max(MAX_SCALE) * self.hear(features) @ self.read(captions).T
-        return F.cross_entropy(logits.masked_fill(ignored, float("-inf")), own, reduction="none")
+    def ignored(self, asked: Asked) -> Tensor:
+        """[B, P, C] True for captions that a part is not told from: those near it and, unless in order, the sound's other parts."""
+        unit = F.normalize(self.captions, dim=-1)
+        own = asked.parts.clamp_min(0)
+        parts = torch.zeros(len(own), len(unit), device=own.device, dtype=torch.bool)
+        parts[(asked.parts >= 0).nonzero(as_tuple=True)[0], asked.parts[asked.parts >= 0]] = True
+        near, parts, in_order = unit[own] @ unit.T >= self.near, parts[:, None], asked.in_order[:, None, None]
+        return torch.where(in_order, near & ~parts, near | parts).scatter(2, own[..., None], False)
+
+    def forward(self, features: Tensor, asked: Asked) -> Tensor:
+        """How little of what was asked is heard in features over time [B, 512, T]: nats [B], the mean over parts of a cross entropy.
+
+        Parts are looked for in the whole sound; those in order in what is before and after a moment, for all moments that are not too close
+        to an end, of which the best count (a smooth minimum).
+        """
+        read, ignored = self.read(self.captions), self.ignored(asked)
+        scale = self.log_scale.exp().clamp_max(MAX_SCALE)
+
+        def cost(heard: Tensor, rows: Tensor, part: int) -> Tensor:
+            """[R, N, 512] of sounds number `rows` [R] -> [R, N]."""
+            logits = (scale * self.hear(heard) @ read.T).masked_fill(ignored[rows, part, None], float("-inf"))
+            own = asked.parts[rows, part].view(-1, 1, 1).expand(*heard.shape[:2], 1)
+            return -logits.log_softmax(-1).gather(2, own)[..., 0]
+
+        total = features.new_zeros(len(features))
+        for part in range(asked.parts.shape[1]):
+            rows = ((asked.parts[:, part] >= 0) & ~asked.in_order).nonzero()[:, 0]
+            total = total.index_add(0, rows, cost(features[rows].amax(2)[:, None], rows, part)[:, 0])
+        total = total / (asked.parts >= 0).sum(1)
+        rows = asked.in_order.nonzero()[:, 0]
+        if len(rows):
+            before, after = splits(features[rows])
+            costs = (cost(before, rows, 0) + cost(after, rows, 1)) / 2
+            smooth = -SMOOTH * (torch.logsumexp(-costs / SMOOTH, 1) - math.log(costs.shape[1]))
+            total = total.index_add(0, rows, smooth)
+        return total
+
+
+def splits(features: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, D, T] -> largest values before, and from, each of N moments: two [B, N, D]. At least one moment, and T at least 2."""
+    count = features.shape[2]
+    first = max(1, int(EDGE * count))
+    moments = torch.arange(first, max(first + 1, int((1 - EDGE) * count) + 1), STRIDE, device=features.device)
+    before = features.cummax(2).values[..., moments - 1]
+    after = features.flip(2).cummax(2).values.flip(2)[..., moments]
+    return before.mT, after.mT
 
 
 def _two_layers(into: int, width: int, out: int, dropout: float) -> nn.Sequential:
@@ -119,7 +168,8 @@ def _two_layers(into: int, width: int, out: int, dropout: float) -> nn.Sequentia
 
 
 def make_judge(config: JudgeCheckpointConfig, dropout: float = 0.0) -> Judge:
-    return Judge(**config.model_dump(include={"pooled_dim", "width", "dim", "others", "near"}), dropout=dropout)
+    shape = config.model_dump(include={"pooled_dim", "width", "dim", "near"})
+    return Judge(**shape, captions=len(config.captions), dropout=dropout)
 
 
 def make_ears(config: MelConfig, device: torch.device) -> MelEars:
@@ -129,23 +179,63 @@ def make_ears(config: MelConfig, device: torch.device) -> MelEars:
     return ears.requires_grad_(False).eval().to(device)
 
 
-def load_opinion(
-    folder: Path, vae: VAE, codec: MelConfig, *, codec_hash: str, text: TextConfig, mean: Tensor, std: Tensor
-) -> Callable[[Tensor, TextFeatures], Tensor]:
-    """What the judge in `folder` says of normalised latents that `vae` decodes: (latents [B, L, C], text) -> [B], see `Judge.forward`.
+class Opinion:
+    """A trained judge who asks for sounds, and hears normalised latents [B, L, C] through a VAE's decoder (types.Judge).
 
-    mean, std [C]: what denormalises. Raises InputError for a judge that was taught with other latents, mels or another text encoder.
+    What it hears is perturbed, and its dropout stays on: what pleases many judges of many versions of a sound is less often what pleases
+    nobody else. weights, paraphrased: of what is asked for (data/requests.py). pad: tokens that captions are padded to.
+    """
+
+    def __init__(
+        self, judge: Judge, known: JudgeCheckpointConfig, ears: MelEars, vae: VAE, encoder: TextEncoder, mean: Tensor, std: Tensor,
+        *, weights: Mapping[str, float], paraphrased: float, pad: int | None = None,
+    ) -> None:  # fmt: skip
+        self.judge, self.ears, self.vae, self.encoder, self.mean, self.std = judge.train(), ears, vae, encoder, mean, std
+        self.pad, self.places = pad, {caption: i for i, caption in enumerate(known.captions)}
+        lasting = [known.captions[i] for i in known.lasting]
+        self.compose = partial(compose_request, captions=known.captions, lasting=lasting, weights=weights, paraphrased=paraphrased)
+
+    def ask(self, seeds: Tensor) -> tuple[TextFeatures, Asked]:
+        requests = [self.compose(seed) for seed in seeds.tolist()]
+        asked = to_asked([r.parts for r in requests], [r.in_order for r in requests], self.places)
+        text = encode_text(self.encoder, [r.text for r in requests])
+        if self.pad is not None:
+            text = text.pad_to(self.pad)
+        return text.to(self.mean.device), asked.to(self.mean.device)
+
+    def __call__(self, latents: Tensor, asked: Asked, seeds: Tensor) -> Tensor:
+        mel = self.vae.decode(latents * self.std + self.mean).float()
+        features = self.ears(perturb(mel, seeds))
+        with dropping_out(int(seeds.sum()), latents.device), torch.autocast(latents.device.type, enabled=False):
+            return self.judge(features, asked)
+
+
+def to_asked(parts: Sequence[Sequence[str]], in_order: Sequence[bool], places: Mapping[str, int]) -> Asked:
+    """parts: captions of each sound; places: their numbers."""
+    numbers = [torch.tensor([places[caption] for caption in row]) for row in parts]
+    return Asked(nn.utils.rnn.pad_sequence(numbers, batch_first=True, padding_value=-1), torch.tensor(in_order))
+
+
+@contextmanager
+def dropping_out(seed: int, device: torch.device) -> Iterator[None]:
+    """What is dropped here is a function of `seed` alone, and the global streams are as they were before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def load_opinion(
+    folder: Path, vae: VAE, codec: MelConfig, encoder: TextEncoder, *, codec_hash: str, text: TextConfig, mean: Tensor, std: Tensor,
+    scenes: SceneConfig, pad: int | None = None,
+) -> Opinion:  # fmt: skip
+    """Of the judge in `folder`, about latents that `vae` decodes. mean, std [C]: what denormalises. scenes: what is asked for.
+
+    Raises InputError for a judge that was taught with other latents, mels or another text encoder.
     """
     found = parse(JudgeCheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json"))
     wanted = {"codec_hash": codec_hash, "text": text, "mel": codec}
     if other := [f"{key} {getattr(found, key)} in place of {value}" for key, value in wanted.items() if getattr(found, key) != value]:
         raise InputError(f"judge {folder}: it was taught with {', '.join(other)}")
-    judge = load_module(partial(make_judge, found), folder / JUDGE_FILE).to(mean.device)
+    judge = load_module(partial(make_judge, found, found.dropout), folder / JUDGE_FILE).to(mean.device)
     ears, vae = make_ears(codec, mean.device), vae.to(mean.device)
-
-    def opinion(latents: Tensor, text: TextFeatures) -> Tensor:
-        features = ears(vae.decode(latents * std + mean))
-        with torch.autocast(latents.device.type, enabled=False):
-            return judge(features, text.pooled.float())
-
-    return opinion
+    return Opinion(judge, found, ears, vae, encoder, mean, std, weights=scenes.weights, paraphrased=scenes.paraphrase, pad=pad)

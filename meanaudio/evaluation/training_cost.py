@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meanaudio.config import INSTANT, REWARDED, WITH_CRITIC, HalvingConfig, ObjectiveConfig, TrainConfig, constant
+from meanaudio.config import INSTANT, REWARDED, WITH_CRITIC, HalvingConfig, NetworkConfig, ObjectiveConfig, TrainConfig, constant
 from meanaudio.evaluation.probe import Memory, seconds_waited
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.memory import keep_freed_memory
@@ -23,7 +23,7 @@ from meanaudio.objectives.distribution_matching import MatchingDraws, laid_on, o
 from meanaudio.objectives.flow_matching import flow_matching
 from meanaudio.objectives.two_times import TwoTimeDraws
 from meanaudio.precision import DTYPES, computing_in
-from meanaudio.types import Draws, Loss, Network, TextFeatures
+from meanaudio.types import Asked, Draws, Loss, Network, TextFeatures
 
 PUBLIC = "mean flow as in the public code, float32"
 
@@ -62,14 +62,14 @@ class Variant:
     objective: Objective | None = None  # whose draws it needs; mean flow's if left out
 
 
-def variants(config: TrainConfig, against: str | None) -> dict[str, Variant]:
+def variants(config: TrainConfig, against: str | None, tokens: int = 16) -> dict[str, Variant]:
     """Flow matching and mean flow as `config` has it; against "public": the public code's way first, ours in both precisions, and with
     checkpoints; against "objectives": flow matching first, then every kind, those of mean velocities without guidance and with it.
 
     Mean flow is at its dearest: guidance fully on, the interval fraction at its schedule's end.
     """
     if against == "objectives":
-        return objective_variants(config)
+        return objective_variants(config, tokens)
     mean = config.objective.model_copy(update={"kind": "mean_flow", "guidance": constant(1.0)})
     flow = mean.model_copy(update={"kind": "flow_matching"})
     if against is None:
@@ -86,7 +86,7 @@ def variants(config: TrainConfig, against: str | None) -> dict[str, Variant]:
     return found
 
 
-def objective_variants(config: TrainConfig) -> dict[str, Variant]:
+def objective_variants(config: TrainConfig, tokens: int) -> dict[str, Variant]:
     """Every objective on the config's network, without inputs for guidance; a distillation's teacher is like its student.
 
     alpha is halfway, where AlphaFlow needs no derivative. Progressive distillation is measured in a round after the first; of a reward the
@@ -94,21 +94,33 @@ def objective_variants(config: TrainConfig) -> dict[str, Variant]:
     """
     here, again = config.loop.precision, config.loop.checkpoint_activations
     teacher = make_network(config.network).requires_grad_(False)
-    found = {}
+    judge, found = NoJudge(config.network, tokens), {}
     for kind in OBJECTIVES:
         for guidance in (0.0,) if kind in INSTANT | WITH_CRITIC | REWARDED | {"progressive_distillation"} else (0.0, 1.0):
             changes = {"kind": kind, "guidance": constant(guidance), "alpha": constant(0.5), "halving": HalvingConfig(steps=8, first=16)}
             critic = make_network(config.network) if kind in WITH_CRITIC else None
-            objective = make_objective(config.objective.model_copy(update=changes), teacher, critic, teacher, no_judge)
+            objective = make_objective(config.objective.model_copy(update=changes), teacher, critic, teacher, judge)
             loss = partial(_at_scale, objective, 4.0) if kind == "guidance_distillation" else loss_of(objective)
             name = kind.replace("_", " ") + (", guided" if guidance else "")
             found[name] = Variant(loss, here, again, objective)
     return found
 
 
-def no_judge(latents: torch.Tensor, text: TextFeatures) -> torch.Tensor:
-    """In place of a reward's judge: next to no work, through which gradients flow."""
-    return latents.square().flatten(1).mean(1)
+class NoJudge:
+    """In place of a reward's judge: captions of `tokens` tokens, and an opinion that is next to no work, through which gradients flow."""
+
+    def __init__(self, config: NetworkConfig, tokens: int) -> None:
+        self.config, self.tokens = config, tokens
+
+    def ask(self, seeds: torch.Tensor) -> tuple[TextFeatures, Asked]:
+        shape = len(seeds), self.tokens
+        sequence = torch.zeros(*shape, self.config.sequence_dim, device=seeds.device)
+        mask = torch.ones(shape, dtype=torch.bool, device=seeds.device)
+        text = TextFeatures(sequence, torch.zeros(shape[0], self.config.pooled_dim, device=seeds.device), mask)
+        return text, Asked(seeds.new_zeros(shape[0], 1), torch.zeros_like(seeds, dtype=torch.bool))
+
+    def __call__(self, latents: torch.Tensor, asked: Asked, seeds: torch.Tensor) -> torch.Tensor:
+        return latents.square().flatten(1).mean(1)
 
 
 def loss_of(objective: Objective) -> Callable[..., Loss]:
@@ -210,7 +222,7 @@ def training_cost(config: TrainConfig, *, repeats: int = 8, tokens: int | None =
     """
     if tokens is None:
         tokens = 16 if config.network.mask_text else config.text.max_tokens
-    ways = variants(config, against)
+    ways = variants(config, against, tokens)
     memory = {name: peak_memory(_bench_of, config, tokens, name, against) for name in ways}
     bench = Bench(config, tokens)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -229,7 +241,7 @@ def training_cost(config: TrainConfig, *, repeats: int = 8, tokens: int | None =
 
 
 def _bench_of(config: TrainConfig, tokens: int, name: str, against: str | None) -> tuple[Bench, Variant]:
-    return Bench(config, tokens), variants(config, against)[name]
+    return Bench(config, tokens), variants(config, against, tokens)[name]
 
 
 def peak_memory(make: Callable[..., tuple[Bench, Variant]], *args: object) -> int:

@@ -23,7 +23,7 @@ from meanaudio.objectives.interval_splitting import interval_splitting
 from meanaudio.objectives.mean_flow import draw_intervals, mean_flow
 from meanaudio.objectives.mean_flow_distillation import mean_flow_distillation
 from meanaudio.objectives.progressive_distillation import draw_steps, progressive_distillation
-from meanaudio.objectives.reward import reward
+from meanaudio.objectives.reward import draw_requests, reward
 from meanaudio.objectives.two_times import draw_two_times
 from meanaudio.types import Draws, Judge, Loss, Network, TextFeatures
 
@@ -40,7 +40,7 @@ OBJECTIVES: dict[str, tuple[Callable[..., Draws], Callable[..., Loss]]] = {
     "mean_flow_distillation": (draw_intervals, mean_flow_distillation),
     "progressive_distillation": (draw_steps, progressive_distillation),
     "distribution_matching": (draw_matching, distribution_matching),
-    "reward": (draw_instants, reward),
+    "reward": (draw_requests, reward),
 }
 
 

@@ -1,13 +1,16 @@
 """A reward's gradient through one step (DRaFT, Clark et al., arXiv 2309.17400; AlignProp, Prabhudesai et al., arXiv 2310.03739).
 
-The network's jump x = noise - u(noise, 1, 0) goes on through a judge who can be differentiated: the loss is how little x fits its caption
-among others, a cross entropy. Both papers go back through the last steps of a sampler or through all of them; where one step is the whole
-sampler, the gradient is exact and costs one pass of the network. A judge can be pleased in ways that nobody else would hear, so the mean
-squared distance to what the network made of the same noise when the run began is added, weighed by `anchor`. One pass of the network with a
-graph, one without; one of the judge. No recording is looked at, and no text is dropped.
+The network's jump x = noise - u(noise, 1, 0) goes on through a judge who can be differentiated: the loss is how little of what was asked is
+heard in x. Both papers go back through the last steps of a sampler or through all of them; where one step is the whole sampler, the
+gradient is exact and costs one pass of the network. A judge can be pleased in ways that nobody else would hear, so the mean squared
+distance to what the network made of the same noise when the run began is added, weighed by `anchor`. One pass of the network with a graph,
+one without; one of the judge. What to ask for is the judge's too: neither recordings nor their captions are looked at.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,21 +19,34 @@ from meanaudio.config import ObjectiveConfig
 from meanaudio.types import Draws, Judge, Loss, Network, TextFeatures
 
 
+@dataclass(frozen=True)
+class RewardDraws(Draws):
+    """seeds [B]: of what is asked, and of how it is heard."""
+
+    seeds: Tensor
+
+
+def draw_requests(shape: Sequence[int], *, progress: float, generator: torch.Generator, config: ObjectiveConfig) -> RewardDraws:
+    noise, ones = torch.randn(tuple(shape), generator=generator), torch.ones(shape[0])
+    seeds = torch.randint(2**31, (shape[0],), generator=generator)
+    return RewardDraws(noise, ones, 0 * ones, ones.bool(), seeds)
+
+
 def reward(
-    net: Network, x: Tensor, text: TextFeatures, null: TextFeatures, draws: Draws, *, progress: float, config: ObjectiveConfig,
+    net: Network, x: Tensor, text: TextFeatures, null: TextFeatures, draws: RewardDraws, *, progress: float, config: ObjectiveConfig,
     before: Network, judge: Judge,
 ) -> Loss:  # fmt: skip
-    """before: the network as it was at first. error: the judge's, without what holds the network back."""
+    """before: the network as it was at first. error: the judge's, without what holds the network back. x, text, null: not looked at."""
     noise = draws.noise.to(x)
-    t, r = torch.ones_like(draws.t), torch.zeros_like(draws.t)
+    wanted, asked = judge.ask(draws.seeds)
 
     def output(network: Network) -> Tensor:
-        return noise - network(noise, t, r, network.condition(text)).to(x.dtype)
+        return noise - network(noise, draws.t, draws.r, network.condition(wanted)).to(x.dtype)
 
     made = output(net)
     with torch.no_grad():
         at_first = output(before)
-    judged = judge(made, text)
+    judged = judge(made, asked, draws.seeds)
     moved = (made - at_first).square().flatten(1).mean(1)
     per_sample = judged + config.anchor * moved
-    return Loss(per_sample, t, {"loss": per_sample.mean().item(), "error": judged.mean().item(), "moved": moved.mean().item()})
+    return Loss(per_sample, draws.t, {"loss": per_sample.mean().item(), "error": judged.mean().item(), "moved": moved.mean().item()})

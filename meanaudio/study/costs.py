@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meanaudio.config import DISTILLED, INSTANT, REWARDED, WITH_CRITIC, StudyConfig, TrainConfig
-from meanaudio.evaluation.training_cost import Bench, Variant, loss_of, no_judge, peak_memory
+from meanaudio.evaluation.training_cost import Bench, NoJudge, Variant, loss_of, peak_memory
 from meanaudio.models.transformer import make_network
 from meanaudio.objectives import make_objective
 from meanaudio.study.plan import stage_config, stages_of
@@ -52,5 +52,5 @@ def bench_of(config: TrainConfig) -> tuple[Bench, Variant]:
         critic, before = make_network(config.network), teacher
     if objective.kind in REWARDED:
         before = make_network(config.network).requires_grad_(False)
-    made = make_objective(objective, teacher, critic, before, no_judge)
+    made = make_objective(objective, teacher, critic, before, NoJudge(config.network, TOKENS))
     return Bench(config, TOKENS), Variant(loss_of(made), config.loop.precision, config.loop.checkpoint_activations, made)

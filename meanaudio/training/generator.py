@@ -18,7 +18,7 @@ from meanaudio.checkpoint import link_file, load_into, load_weights, save_weight
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, load_vae, read_codec_config
 from meanaudio.config import DISTILLED, REWARDED, WITH_CRITIC, CheckpointConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
-from meanaudio.data.sources import open_datasets
+from meanaudio.data.sources import Encoders, open_datasets
 from meanaudio.errors import InputError
 from meanaudio.evaluation.features import compare_audio
 from meanaudio.evaluation.hearing import make_listener
@@ -210,11 +210,19 @@ class GeneratorTask:
 
     def _judge(self) -> Judge:
         """Of what codec_from's VAE decodes. Raises InputError if the judge was taught with other latents."""
-        config, source = self.config, Path(self.config.codec_from or "")
-        vae, codec = load_vae(source)
-        name = self.train.index["codec_hash"]
-        folder = Path(config.objective.judge or "")
-        return load_opinion(folder, vae, codec.mel, codec_hash=name, text=config.text, mean=self.mean, std=self.std)
+        config, folder = self.config, Path(self.config.objective.judge or "")
+        vae, codec = load_vae(Path(config.codec_from or ""))
+        name, encoder = self.train.index["codec_hash"], Encoders(config, self.device).text
+        return load_opinion(
+            folder, vae, codec.mel, encoder, codec_hash=name, text=config.text, mean=self.mean, std=self.std, scenes=config.scenes,
+            pad=self._padding,
+        )  # fmt: skip
+
+    @property
+    def _padding(self) -> int | None:
+        """Tokens that captions are padded to. A network that hears padding hears the same amount of it in every batch; compiled code is
+        made once for one length."""
+        return self.config.text.max_tokens if not self.config.network.mask_text or self.config.loop.compile else None
 
     def prepare_batch(self, step: int) -> tuple[LatentBatch, torch.Tensor, Draws]:
         """What `draw` returns; a pure function of the step, so that it can be done ahead."""
@@ -236,10 +244,7 @@ class GeneratorTask:
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
         batch, x, draws = self.draw(step)
-        text = batch.text
-        if not self.config.network.mask_text or self.config.loop.compile:
-            # A network that hears padding hears the same amount of it in every batch; compiled code is made once for one length.
-            text = text.pad_to(self.config.text.max_tokens)
+        text = batch.text if self._padding is None else batch.text.pad_to(self._padding)
         logs: list[dict[str, float]] = []
         if self.critic_loss is not None:
             assert isinstance(draws, MatchingDraws)

@@ -126,6 +126,16 @@ def test_weights_choose_the_kind():
     assert all(len(composer(weights={"overlay": 1.0})(i).clip_ids) == 2 for i in range(30))
 
 
+def test_a_scene_says_what_it_holds_and_whether_in_order():
+    known = {c.id: c.caption for c in clips_of()}
+    for kind in ("single", "repeat", "sequence", "overlay"):
+        make = composer(weights={kind: 1.0})
+        for scene in map(make, range(30)):
+            assert scene.parts == tuple(dict.fromkeys(known[i] for i in scene.clip_ids))
+            assert scene.in_order == (kind == "sequence")
+            assert (len(scene.parts) > 1) == (kind in ("sequence", "overlay"))
+
+
 def test_a_repeat_says_how_often():
     make = SceneComposer([c for c in clips_of() if c.caption == "a dog barks"], RATE, 10.0, load=load, weights={"repeat": 1.0})
     said = {2: "twice", 3: "three times", 4: "four times"}

@@ -23,7 +23,7 @@ from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.models.transformer import make_network
 from meanaudio.objectives import OBJECTIVES, Objective, make_objective
 from meanaudio.objectives.mean_flow import mean_flow_at, total_derivative
-from meanaudio.types import TextFeatures
+from meanaudio.types import Asked, TextFeatures
 
 LENGTH = 6
 TEXT, NULL = random_text([3, 5, 2, 4]), random_text([1], seed=9)
@@ -291,6 +291,16 @@ CONFIGS = {
 }
 
 
+class Wants:
+    """A judge who asks for captions of the tests' batch, and wants ones."""
+
+    def ask(self, seeds):
+        return TEXT[seeds % len(TEXT)], Asked(torch.zeros(len(seeds), 1, dtype=torch.long), torch.zeros(len(seeds), dtype=torch.bool))
+
+    def __call__(self, latents, asked, seeds):
+        return (latents - 1).square().flatten(1).mean(1)
+
+
 def network_for(name: str):
     scale = CONFIGS[name].scale
     interval = "none" if CONFIGS[name].kind in INSTANT else "relative"
@@ -305,7 +315,7 @@ def objective_for(name: str) -> Objective:
         return make_objective(config, *(other.requires_grad_(False) for other in others))
     if config.kind == "reward":
         before = network(interval="relative", width=48).requires_grad_(False)
-        return make_objective(config, before=before, judge=lambda latents, text: (latents - 1).square().flatten(1).mean(1))
+        return make_objective(config, before=before, judge=Wants())
     if config.kind in ("guidance_distillation", "mean_flow_distillation"):
         teacher = network(interval="none")
     elif config.kind == "progressive_distillation":

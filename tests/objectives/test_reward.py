@@ -8,15 +8,27 @@ from test_objectives import LENGTH, NULL, TEXT, network
 
 from meanaudio.config import LoopConfig, ObjectiveConfig, TrainConfig
 from meanaudio.objectives import make_objective
+from meanaudio.types import Asked
 
 
 def config(anchor: float = 0.0) -> ObjectiveConfig:
     return ObjectiveConfig(kind="reward", judge="given", anchor=anchor)
 
 
-def wants(value: float):
-    """A judge to whose taste every latent is `value`."""
-    return lambda latents, text: (latents - value).square().flatten(1).mean(1)
+class Wants:
+    """A judge to whose taste every latent is `value`, and who asks in sentence vectors that hold the seed."""
+
+    def __init__(self, value: float) -> None:
+        self.value, self.heard = value, []
+
+    def ask(self, seeds):
+        text = random_text([2] * len(seeds))
+        text.pooled[:, 0] = seeds.float() / 2**31
+        return text, Asked(seeds[:, None] % 7, seeds % 2 == 0)
+
+    def __call__(self, latents, asked, seeds):
+        self.heard.append((latents.detach(), asked, seeds))
+        return (latents - self.value).square().flatten(1).mean(1)
 
 
 def drawn(objective, batch: int = 4, seed: int = 0):
@@ -27,7 +39,7 @@ def drawn(objective, batch: int = 4, seed: int = 0):
 def test_outputs_come_to_lie_between_the_judges_taste_and_what_they_were(anchor):
     """The judge's and the anchor's squares share the mean out as their weights say; the deviation is the anchor's share of the first."""
     student, before = Affine(-1.0, 0.8), Affine(-1.0, 0.8)
-    objective = make_objective(config(anchor), before=before, judge=wants(1.0))
+    objective = make_objective(config(anchor), before=before, judge=Wants(1.0))
     optimizer = torch.optim.Adam(student.parameters(), lr=0.03)
     text = random_text([1] * 32)
     for step in range(300):
@@ -41,7 +53,7 @@ def test_outputs_come_to_lie_between_the_judges_taste_and_what_they_were(anchor)
 
 def test_every_weight_gets_a_gradient_and_the_others_none():
     net, before = network(), network().requires_grad_(False)
-    objective = make_objective(config(0.5), before=before, judge=wants(1.0))
+    objective = make_objective(config(0.5), before=before, judge=Wants(1.0))
     loss = objective.loss(net, torch.zeros(len(TEXT), LENGTH, LATENT_DIM), TEXT, NULL, drawn(objective, len(TEXT)), progress=0.0)
     loss.per_sample.mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
@@ -50,21 +62,20 @@ def test_every_weight_gets_a_gradient_and_the_others_none():
     assert (loss.t == 1).all()
 
 
-def test_the_judge_hears_each_row_with_its_own_caption():
-    student = Affine(0.0, 1.0)
-    heard = []
-
-    def judge(latents, text):
-        heard.append((latents.detach(), text))
-        return latents.flatten(1).mean(1)
-
-    objective = make_objective(config(), before=student, judge=judge)
-    d = drawn(objective, len(TEXT))
-    loss = objective.loss(student, torch.zeros_like(d.noise), TEXT, NULL, d, progress=0.0)
-    ((latents, text),) = heard
-    torch.testing.assert_close(latents, d.noise)
-    assert text is TEXT
-    torch.testing.assert_close(loss.per_sample, d.noise.flatten(1).mean(1))
+def test_the_judge_hears_what_the_network_makes_of_its_own_requests():
+    """The captions of the batch are not looked at; each row's request and its hearing have one seed."""
+    net, before, judge = network(), network(), Wants(0.0)
+    d = drawn(objective := make_objective(config(), before=before, judge=judge), len(TEXT))
+    loss = objective.loss(net, torch.zeros_like(d.noise), TEXT, NULL, d, progress=0.0)
+    ((latents, asked, seeds),) = judge.heard
+    wanted, again = judge.ask(d.seeds)
+    torch.testing.assert_close(latents, (d.noise - net(d.noise, d.t, d.r, net.condition(wanted))).detach())
+    assert seeds is d.seeds
+    assert torch.equal(asked.parts, again.parts)
+    assert len(d.seeds.unique()) == len(d)
+    torch.testing.assert_close(loss.per_sample, latents.square().flatten(1).mean(1))
+    other = objective.loss(net, torch.zeros_like(d.noise), NULL.expand(len(d)), NULL, d, progress=0.0)
+    assert torch.equal(other.per_sample, loss.per_sample)
 
 
 def test_a_reward_needs_a_judge_a_student_and_a_decoder():

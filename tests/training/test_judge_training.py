@@ -1,30 +1,46 @@
 """A judge is trained, and a network's one step goes on by its opinion."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from extractor_fakes import aisfx_state
-from fakes import TINY_CODEC, fill, normals, random_text
-from runs import rows, tiny_run
+from fakes import LATENT_DIM, TINY_CODEC, WordHash, fill, normals
+from runs import rows, tiny_run, with_loop
 
+from meanaudio import text
 from meanaudio.checkpoint import file_hash, load_weights, read_json, save_weights, write_json
-from meanaudio.codec.codec import VOCODER_FILE, load_vae, make_vocoder
+from meanaudio.codec.codec import VOCODER_FILE, latents_name, load_vae, make_vocoder
 from meanaudio.codec.mel import LogMel
 from meanaudio.config import JudgeConfig, MelConfig, ObjectiveConfig, TextConfig, TrainConfig
+from meanaudio.data.manifest import read_manifest
 from meanaudio.errors import InputError
 from meanaudio.evaluation import judge as judging
 from meanaudio.evaluation.extractors.aisfx import BANDS, HOP, SAMPLE_RATE, band_filters, compress, fold
-from meanaudio.evaluation.judge import JUDGE_FILE, Judge, MelEars, load_opinion
+from meanaudio.evaluation.judge import JUDGE_FILE, Judge, MelEars, load_opinion, splits
+from meanaudio.evaluation.perturb import perturb
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.judge import JudgeTask
 from meanaudio.training.loop import Loop
 from meanaudio.training.run import train
+from meanaudio.types import Asked, TextFeatures
+
+
+class Narrow(WordHash):
+    """As wide as the tiny network's text."""
+
+    sequence_dim = pooled_dim = 16
+
+    def __call__(self, captions):
+        found = super().__call__(captions)
+        return TextFeatures(found.sequence[..., :16], found.pooled[..., :16], found.mask)
 
 
 @pytest.fixture(autouse=True)
 def _random_ears(monkeypatch):
     monkeypatch.setattr(judging, "load_aisfx", lambda weights: fold(aisfx_state()))
+    monkeypatch.setitem(text.ENCODERS, "minilm", Narrow)
 
 
 @pytest.fixture
@@ -34,14 +50,15 @@ def config(tmp_path) -> TrainConfig:
     return config
 
 
-def judge_config(config: TrainConfig) -> TrainConfig:
-    small = JudgeConfig(items=9, width=8, dim=4, others=5)
-    return config.model_copy(update={"task": "judge", "judge": small})
+@pytest.fixture
+def judge_config(config, tiny_manifest) -> TrainConfig:
+    small = JudgeConfig(items=40, width=8, dim=4, near=0.999)
+    return config.model_copy(update={"task": "judge", "data": str(tiny_manifest), "judge": small})
 
 
 @pytest.fixture
-def judge(config, tmp_path) -> Path:
-    train(judge_config(config), tmp_path / "judge", device="cpu", progress_bar=False)
+def judge(judge_config, tmp_path) -> Path:
+    train(judge_config, tmp_path / "judge", device="cpu", progress_bar=False)
     return tmp_path / "judge" / "export"
 
 
@@ -100,51 +117,157 @@ def test_gradients_reach_the_mel_and_absurd_mels_stay_finite():
 # ---------------------------------------------------------------- the judge
 
 
+def judge_of(captions, near: float = 0.9) -> Judge:
+    judge = fill(Judge(pooled_dim=captions.shape[1], width=8, dim=4, captions=len(captions), near=near), 1, 0.5).eval()
+    judge.captions.copy_(captions)
+    return judge
+
+
+def asked_of(*parts, in_order: bool = False) -> Asked:
+    return Asked(torch.tensor([parts]), torch.tensor([in_order]))
+
+
 def test_captions_that_mean_the_same_are_no_counterexamples():
-    judge = Judge(pooled_dim=4, width=8, dim=4, others=2, near=0.9).eval()
-    features, pooled = normals(1, 512, seed=0), normals(1, 4, seed=1)
-    judge.others.copy_(torch.cat([2 * pooled, 1.01 * pooled]))
-    assert judge(features, pooled).item() == pytest.approx(0.0, abs=1e-6)
-    judge.others[1] = -pooled[0]
-    assert judge(features, pooled).item() > 0
+    features, pooled = normals(1, 512, 6, seed=0).abs(), normals(1, 4, seed=1)
+    assert judge_of(torch.cat([pooled, 2 * pooled, 1.01 * pooled]))(features, asked_of(0)).item() == pytest.approx(0.0, abs=1e-6)
+    assert judge_of(torch.cat([pooled, 2 * pooled, -pooled]))(features, asked_of(0)).item() > 0
 
 
-def test_a_judge_learns_what_belongs_together_and_a_stopped_run_repeats_the_whole(config, tmp_path):
-    config = judge_config(config)
+def test_what_is_heard_together_is_told_from_the_rest_alone():
+    """Two captions are all there is: together they are both there; one of them, or both in order, could be wrong."""
+    judge, features = judge_of(normals(2, 4, seed=1)), normals(1, 512, 20, seed=0).abs()
+    assert judge(features, asked_of(0, 1)).item() == pytest.approx(0.0, abs=1e-6)
+    assert judge(features, asked_of(0, -1)).item() > 0
+    assert judge(features, asked_of(0, 1, in_order=True)).item() > 0
+
+
+def test_each_sound_of_a_batch_is_judged_alone():
+    judge, features = judge_of(normals(6, 4, seed=1)), normals(4, 512, 20, seed=0).abs()
+    asked = Asked(torch.tensor([[0, -1], [1, 2], [3, 4], [4, 3]]), torch.tensor([False, False, True, True]))
+    together = judge(features, asked)
+    assert together.shape == (4,)
+    for i in range(4):
+        torch.testing.assert_close(judge(features[[i]], asked[[i]]), together[[i]])
+        alone = [judge(features[[i]], asked_of(part)) for part in asked.parts[i].tolist() if part >= 0]
+        if not asked.in_order[i] and len(alone) == 1:
+            torch.testing.assert_close(together[[i]], alone[0])
+
+
+@pytest.mark.parametrize("moment", [6, 10, 16])
+def test_the_order_counts_wherever_one_sound_ends(moment):
+    """Features that the judge takes for the first caption, then for the second: cheap in that order, dear in the other."""
+    judge = judge_of(torch.eye(4)[:2])
+    with torch.no_grad():
+        first, second = ((judge.read(judge.captions)[k] @ judge.audio[3].weight @ judge.audio[0].weight).clamp_min(0) for k in (0, 1))
+    only_first, only_second = (first - second).clamp_min(0), (second - first).clamp_min(0)
+    features = torch.stack([only_first if t < moment else only_second for t in range(22)], 1)[None]
+    assert judge(features, asked_of(0, 1, in_order=True)) < judge(features, asked_of(1, 0, in_order=True))
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 27])
+def test_a_sound_is_split_at_moments_that_leave_something_on_both_sides(count):
+    features = normals(2, 5, count, seed=3)
+    before, after = splits(features)
+    assert before.shape == after.shape
+    assert before.shape[1] >= 1
+    torch.testing.assert_close(torch.maximum(before, after), features.amax(2)[:, None].expand_as(before))
+    if count == 27:
+        torch.testing.assert_close(before[:, 0], features[..., :4].amax(2))
+        torch.testing.assert_close(after[:, 0], features[..., 4:].amax(2))
+
+
+def test_a_judge_learns_what_belongs_together_and_a_stopped_run_repeats_the_whole(judge_config, tmp_path):
+    config = with_loop(judge_config, steps=30, log_every=5)
     Loop(JudgeTask(config), config, tmp_path / "whole").run(progress_bar=False)
     for until in (4, None):
         Loop(JudgeTask(config), config, tmp_path / "parts").run(until=until, progress_bar=False)
     assert file_hash(tmp_path / "whole" / "export" / JUDGE_FILE) == file_hash(tmp_path / "parts" / "export" / JUDGE_FILE)
     last = rows(tmp_path / "whole")[-1]
-    assert {"held_out/loss", "held_out/first_of_50", "held_out/first_five_of_50"} <= last.keys()
-    state = load_weights(tmp_path / "whole" / "export" / JUDGE_FILE)
-    assert state["others"].shape[0] == 5
+    assert {"held_out/loss", "held_out/first", "held_out/first_five", "held_out/in_order"} <= last.keys()
+    state, described = (
+        load(tmp_path / "whole" / "export" / name) for load, name in ((load_weights, JUDGE_FILE), (read_json, "config.json"))
+    )
+    assert described["captions"] == [f"a tone of {200 * (i + 1)} hertz" for i in (4, 0, 1, 2, 3, 5)] or len(described["captions"]) == 6
+    assert state["captions"].shape == (6, 16)
     assert state["std"].min() >= 0.01
     assert not any(name.startswith("ears") for name in state)  # aiSFX's weights are not written again
-    task = JudgeTask(config)
-    assert len(task.taught[2]) == 9  # of 11, evenly
-    first = [row["loss"] for row in rows(tmp_path / "whole") if "loss" in row]
-    assert first[-1] < first[0]
+    losses = [row["loss"] for row in rows(tmp_path / "whole") if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_what_a_judge_hears_of_a_scene_is_what_the_scene_holds(judge_config):
+    task = JudgeTask(judge_config)
+    features, asked, ids = task.taught
+    assert len(features) == len(asked) == len(ids) == 40
+    scenes = task._scenes(read_manifest(judge_config.data), ("train",), 16000, 40, judge_config.loop.seed)
+    for i in (0, 7, 39):
+        assert ids[i] == scenes[i].id
+        parts = [task.described.captions[k] for k in asked.parts[i].tolist() if k >= 0]
+        assert parts == list(scenes[i].parts)
+        assert asked.in_order[i] == (scenes[i].in_order and len(parts) == 2)
+    assert task.asked[0].shape[0] == 3  # a sixteenth
+    assert {task.described.captions[i] for i in task.described.lasting} <= set(task.described.captions)
+
+
+def opinion_of(config: TrainConfig, judge: Path, **changes):
+    vae, codec = load_vae(Path(config.codec_from))
+    good = {"codec_hash": latents_name(Path(config.codec_from)), "text": config.text, "mean": torch.zeros(LATENT_DIM),
+            "std": torch.ones(LATENT_DIM), "scenes": config.scenes}  # fmt: skip
+    return load_opinion(judge, vae, codec.mel, Narrow(max_tokens=16), **{**good, **changes})
 
 
 def test_a_judge_of_other_latents_mels_or_text_is_refused(config, judge):
-    vae, codec = load_vae(Path(config.codec_from))
-    stats = {"mean": torch.zeros(8), "std": torch.ones(8)}
-    found = read_json(judge / "config.json")
-    good = {"codec_hash": found["codec_hash"], "text": config.text, **stats}
-    assert load_opinion(judge, vae, codec.mel, **good)(normals(2, 16, 8), random_text([2, 3])).shape == (2,)
+    opinion, seeds = opinion_of(config, judge), torch.tensor([3, 4])
+    assert opinion(normals(2, 16, LATENT_DIM), opinion.ask(seeds)[1], seeds).shape == (2,)
     with pytest.raises(InputError, match=r"it was taught with codec_hash .* in place of aaaa"):
-        load_opinion(judge, vae, codec.mel, **{**good, "codec_hash": "aaaa"})
+        opinion_of(config, judge, codec_hash="aaaa")
     with pytest.raises(InputError, match="it was taught with text .* in place of"):
-        load_opinion(judge, vae, codec.mel, **{**good, "text": TextConfig(max_tokens=9)})
+        opinion_of(config, judge, text=TextConfig(max_tokens=9))
+    found = read_json(judge / "config.json")
     write_json(judge / "config.json", found | {"near": 2.0})
     with pytest.raises(InputError, match="near"):
-        load_opinion(judge, vae, codec.mel, **good)
+        opinion_of(config, judge)
 
 
-def test_a_judge_needs_the_codec_of_its_shards(config, tmp_path):
+def test_an_opinion_is_a_function_of_its_seeds(config, judge):
+    opinion, seeds = opinion_of(config, judge, pad=20), torch.arange(6)
+    wanted, asked = opinion.ask(seeds)
+    again = opinion.ask(seeds)
+    assert torch.equal(wanted.pooled, again[0].pooled) and torch.equal(asked.parts, again[1].parts)
+    assert wanted.sequence.shape[1] == 20
+    assert {len(row[row >= 0]) for row in opinion.ask(torch.arange(40))[1].parts} == {1, 2}
+    latents, before = normals(6, 16, LATENT_DIM), torch.random.get_rng_state()
+    found = opinion(latents, asked, seeds)
+    assert torch.equal(found, opinion(latents, asked, seeds))
+    assert not torch.equal(found, opinion(latents, asked, seeds + 100))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_judge_needs_a_codec_and_both_splits(judge_config, tmp_path):
     with pytest.raises(InputError, match="task judge needs codec_from"):
-        JudgeTask(judge_config(config).model_copy(update={"codec_from": None}))
+        JudgeTask(judge_config.model_copy(update={"codec_from": None}))
+    folder, path = Path(judge_config.data).parent, tmp_path / "manifest.jsonl"
+    clips = [json.loads(line) for line in Path(judge_config.data).read_text().splitlines()]
+    taught = [{**clip, "audio": str(folder / clip["audio"])} for clip in clips if clip["split"] == "train"]
+    path.write_text("".join(json.dumps(clip) + "\n" for clip in taught))
+    with pytest.raises(InputError, match="no clip of split val or test"):
+        JudgeTask(judge_config.model_copy(update={"data": str(path)}))
+
+
+# ---------------------------------------------------------------- what is heard, as it might also have been
+
+
+def test_perturbed_mels_are_their_seeds_and_take_the_sounds_level_along():
+    mel, seeds = normals(12, 80, 60, seed=2) - 2, torch.arange(12)
+    found = perturb(mel, seeds)
+    assert found.shape == mel.shape and found.isfinite().all()
+    torch.testing.assert_close(perturb(mel[[5]], seeds[[5]]), found[[5]])
+    same = [i for i in range(12) if torch.equal(found[i], mel[i])]
+    assert 0 < len(same) < 9
+    torch.testing.assert_close(perturb(mel + 0.7, seeds), found + 0.7)  # no level that the sound is measured against
+    mel.requires_grad_()
+    (gradient,) = torch.autograd.grad((perturb(mel, seeds) - mel).sum(), mel)
+    assert gradient.sum((1, 2)).abs().max() < 1e-3 * mel[0].numel()
 
 
 # ---------------------------------------------------------------- the reward
@@ -153,9 +276,9 @@ def test_a_judge_needs_the_codec_of_its_shards(config, tmp_path):
 def test_a_network_comes_to_please_its_judge_and_repeats_itself(config, judge, tmp_path):
     train(config, tmp_path / "start", device="cpu", progress_bar=False)
     goes_on = rewarded(config, judge, tmp_path / "start" / "export")
-    goes_on = goes_on.model_copy(update={"optim": goes_on.optim.model_copy(update={"lr": 1e-3})})
+    goes_on = with_loop(goes_on.model_copy(update={"optim": goes_on.optim.model_copy(update={"lr": 1e-2})}), steps=24, sample_every=8)
     train(goes_on, tmp_path / "whole", device="cpu", progress_bar=False)
-    for until in (5, None):
+    for until in (9, None):
         train(goes_on, tmp_path / "parts", device="cpu", until=until, progress_bar=False)
     for name in ("network.safetensors", "config.json"):
         assert file_hash(tmp_path / "whole" / "export" / name) == file_hash(tmp_path / "parts" / "export" / name)
@@ -172,9 +295,8 @@ def test_its_error_is_the_judges_opinion_of_one_step(config, judge, tmp_path):
     network = task.networks["network"]
     with torch.no_grad():
         loss = task.objective.loss(network, x, batch.text, task.null, draws, progress=0.0)
+        opinion = opinion_of(config, judge, mean=task.mean, std=task.std)
+        wanted, asked = opinion.ask(draws.seeds)
         ones = torch.ones(len(x))
-        made = draws.noise - network(draws.noise, ones, 0 * ones, network.condition(batch.text))
-        vae, codec = load_vae(Path(config.codec_from))
-        opinion = load_opinion(judge, vae, codec.mel, codec_hash=task.train.index["codec_hash"], text=config.text,
-                               mean=task.mean, std=task.std)  # fmt: skip
-    assert loss.logs["error"] == pytest.approx(opinion(made, batch.text).mean().item(), rel=1e-4)
+        made = draws.noise - network(draws.noise, ones, 0 * ones, network.condition(wanted))
+    assert loss.logs["error"] == pytest.approx(opinion(made, asked, draws.seeds).mean().item(), rel=1e-4)
