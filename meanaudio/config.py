@@ -385,6 +385,12 @@ class SceneConfig(Config):
     def weights(self) -> dict[str, float]:
         return {kind: getattr(self, kind) for kind in ("single", "repeat", "sequence", "overlay")}
 
+    @model_validator(mode="after")
+    def _something_is_composed(self):
+        if not 0 < sum(self.weights.values()) < float("inf"):
+            raise ValueError(f"the weights {self.weights} must be finite, and one above 0")
+        return self
+
 
 class WindowConfig(Config):
     """How recordings become training windows; see data/items.py.

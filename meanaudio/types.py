@@ -165,7 +165,10 @@ class Asked:
 
 
 class Judge(Protocol):
-    """Who asks for sounds, and says how little is heard of what was asked. All that is random in it is a function of the seeds [B]."""
+    """Who asks for sounds, and says how little is heard of what was asked.
+
+    All that is random in it is a function of the seeds [B, 2]: a row's own, and the whole batch's.
+    """
 
     def ask(self, seeds: Tensor) -> tuple[TextFeatures, Asked]: ...
 

@@ -65,6 +65,8 @@ def test_an_empty_file_is_all_defaults(write):
         ("network: {width: 100, num_heads: 3}", "width 100"),
         ("objective: {guidance: {start: 0, stop: 1, begin: 0.5, end: 0.2}}", "lies before"),
         ("objective: {interval_fraction: 1.5}", "must lie in [0, 1]"),
+        ("scenes: {single: 0, repeat: 0, sequence: 0, overlay: 0}", "must be finite, and one above 0"),
+        ("scenes: {single: .inf}", "must be finite, and one above 0"),
         ("objective: {guidance: yes}", "objective.guidance = True"),
         ("objective: {scale: {low: 3}}", "mean_flow draws no guidance scale; kinds that do: improved_mean_flow, alpha_flow"),
         ("objective: {kind: alpha_flow, scale: {low: 5, high: 2}}", "low 5.0 must be below high 2.0"),

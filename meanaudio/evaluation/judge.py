@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -107,35 +106,38 @@ class Judge(nn.Module):
         self.text = _two_layers(pooled_dim, width, dim, dropout)
         self.log_scale = nn.Parameter(torch.tensor([FIRST_SCALE]))
 
-    def hear(self, features: Tensor) -> Tensor:
-        """[..., 512] -> [..., dim]."""
-        return F.normalize(self.audio((features - self.mean) / self.std), dim=-1)
+    def hear(self, features: Tensor, kept: Tensor | None = None) -> Tensor:
+        """[..., 512] -> [..., dim]. kept: factors of the hidden layer [..., width]; without, it drops out as torch's layers do."""
+        return F.normalize(_through(self.audio, (features - self.mean) / self.std, kept), dim=-1)
 
-    def read(self, pooled: Tensor) -> Tensor:
-        """[..., P] -> [..., dim]."""
-        return F.normalize(self.text(F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5), dim=-1)
+    def read(self, pooled: Tensor, kept: Tensor | None = None) -> Tensor:
+        """[..., P] -> [..., dim]. kept: as `hear`'s."""
+        return F.normalize(_through(self.text, F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5, kept), dim=-1)
 
     def ignored(self, asked: Asked) -> Tensor:
-        """[B, P, C] True for captions that a part is not told from: those near it and, unless in order, the sound's other parts."""
+        """[B, P, C] True for captions that a part is not told from: what is near it and, unless in order, what is near the other parts."""
         unit = F.normalize(self.captions, dim=-1)
         own = asked.parts.clamp_min(0)
-        parts = torch.zeros(len(own), len(unit), device=own.device, dtype=torch.bool)
-        parts[(asked.parts >= 0).nonzero(as_tuple=True)[0], asked.parts[asked.parts >= 0]] = True
-        near, parts, in_order = unit[own] @ unit.T >= self.near, parts[:, None], asked.in_order[:, None, None]
-        return torch.where(in_order, near & ~parts, near | parts).scatter(2, own[..., None], False)
+        near = (unit[own] @ unit.T >= self.near) & (asked.parts >= 0)[..., None]
+        anywhere = near.any(1, keepdim=True).expand_as(near)
+        return torch.where(asked.in_order[:, None, None], near, anywhere).scatter(2, own[..., None], False)
 
-    def forward(self, features: Tensor, asked: Asked) -> Tensor:
+    def forward(self, features: Tensor, asked: Asked, kept: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """How little of what was asked is heard in features over time [B, 512, T]: nats [B], the mean over parts of a cross entropy.
 
         Parts are looked for in the whole sound; those in order in what is before and after a moment, for all moments that are not too close
-        to an end, of which the best count (a smooth minimum).
+        to an end, of which the best count (a smooth minimum). kept: factors of the hidden layers, [B, width] where sounds are heard and
+        [width] where captions are read.
         """
-        read, ignored = self.read(self.captions), self.ignored(asked)
+        heard_by, read_by = kept or (None, None)
+        read, ignored = self.read(self.captions, read_by), self.ignored(asked)
         scale = self.log_scale.exp().clamp_max(MAX_SCALE)
 
         def cost(heard: Tensor, rows: Tensor, part: int) -> Tensor:
             """[R, N, 512] of sounds number `rows` [R] -> [R, N]."""
-            logits = (scale * self.hear(heard) @ read.T).masked_fill(ignored[rows, part, None], float("-inf"))
+            logits = (scale * self.hear(heard, None if heard_by is None else heard_by[rows, None]) @ read.T).masked_fill(
+                ignored[rows, part, None], float("-inf")
+            )
             own = asked.parts[rows, part].view(-1, 1, 1).expand(*heard.shape[:2], 1)
             return -logits.log_softmax(-1).gather(2, own)[..., 0]
 
@@ -163,6 +165,13 @@ def splits(features: Tensor) -> tuple[Tensor, Tensor]:
     return before.mT, after.mT
 
 
+def _through(layers: nn.Sequential, x: Tensor, kept: Tensor | None) -> Tensor:
+    """Through _two_layers, whose dropout `kept` takes the place of."""
+    if kept is None:
+        return layers(x)
+    return layers[3](layers[:2](x) * kept)
+
+
 def _two_layers(into: int, width: int, out: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(nn.Linear(into, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, out))
 
@@ -182,46 +191,50 @@ def make_ears(config: MelConfig, device: torch.device) -> MelEars:
 class Opinion:
     """A trained judge who asks for sounds, and hears normalised latents [B, L, C] through a VAE's decoder (types.Judge).
 
-    What it hears is perturbed, and its dropout stays on: what pleases many judges of many versions of a sound is less often what pleases
+    What it hears is perturbed, and its dropout goes on: what pleases many judges of many versions of a sound is less often what pleases
     nobody else. weights, paraphrased: of what is asked for (data/requests.py). pad: tokens that captions are padded to.
+
+    seeds [B, 2]: a row's own, of its request, its perturbation and how it is heard; and the batch's, of how captions are read.
     """
 
     def __init__(
         self, judge: Judge, known: JudgeCheckpointConfig, ears: MelEars, vae: VAE, encoder: TextEncoder, mean: Tensor, std: Tensor,
         *, weights: Mapping[str, float], paraphrased: float, pad: int | None = None,
     ) -> None:  # fmt: skip
-        self.judge, self.ears, self.vae, self.encoder, self.mean, self.std = judge.train(), ears, vae, encoder, mean, std
+        self.judge, self.ears, self.vae, self.encoder, self.mean, self.std = judge, ears, vae, encoder, mean, std
+        self.drop = partial(kept_units, width=known.width, share=known.dropout)
         self.pad, self.places = pad, {caption: i for i, caption in enumerate(known.captions)}
         lasting = [known.captions[i] for i in known.lasting]
         self.compose = partial(compose_request, captions=known.captions, lasting=lasting, weights=weights, paraphrased=paraphrased)
 
     def ask(self, seeds: Tensor) -> tuple[TextFeatures, Asked]:
-        requests = [self.compose(seed) for seed in seeds.tolist()]
+        requests = [self.compose(seed) for seed in seeds[:, 0].tolist()]
         asked = to_asked([r.parts for r in requests], [r.in_order for r in requests], self.places)
-        text = encode_text(self.encoder, [r.text for r in requests])
+        with torch.autocast(self.mean.device.type, enabled=False):  # as captions are encoded everywhere else
+            text = encode_text(self.encoder, [r.text for r in requests])
         if self.pad is not None:
             text = text.pad_to(self.pad)
         return text.to(self.mean.device), asked.to(self.mean.device)
 
     def __call__(self, latents: Tensor, asked: Asked, seeds: Tensor) -> Tensor:
         mel = self.vae.decode(latents * self.std + self.mean).float()
-        features = self.ears(perturb(mel, seeds))
-        with dropping_out(int(seeds.sum()), latents.device), torch.autocast(latents.device.type, enabled=False):
-            return self.judge(features, asked)
+        own, common = seeds.T.tolist()
+        features = self.ears(perturb(mel, own))
+        kept = torch.stack([self.drop(seed) for seed in own]).to(mel), self.drop(common[0]).to(mel)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.judge(features, asked, kept)
 
 
 def to_asked(parts: Sequence[Sequence[str]], in_order: Sequence[bool], places: Mapping[str, int]) -> Asked:
-    """parts: captions of each sound; places: their numbers."""
+    """parts: captions of each sound; places: their numbers. What is in order has two."""
+    assert all(len(row) == 2 for row, ordered in zip(parts, in_order, strict=True) if ordered)
     numbers = [torch.tensor([places[caption] for caption in row]) for row in parts]
     return Asked(nn.utils.rnn.pad_sequence(numbers, batch_first=True, padding_value=-1), torch.tensor(in_order))
 
 
-@contextmanager
-def dropping_out(seed: int, device: torch.device) -> Iterator[None]:
-    """What is dropped here is a function of `seed` alone, and the global streams are as they were before."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+def kept_units(seed: int, *, width: int, share: float) -> Tensor:
+    """Factors [width] of dropout: 0 for `share` of the units, 1 / (1 - share) for the others."""
+    return (torch.rand(width, generator=torch.Generator().manual_seed(seed)) >= share).float() / (1 - share)
 
 
 def load_opinion(
@@ -232,10 +245,13 @@ def load_opinion(
 
     Raises InputError for a judge that was taught with other latents, mels or another text encoder.
     """
-    found = parse(JudgeCheckpointConfig, read_json(folder / "config.json"), str(folder / "config.json"))
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"objective.judge: no judge in {folder}; task judge trains one (configs/judge.yaml)")
+    found = parse(JudgeCheckpointConfig, read_json(path), str(path))
     wanted = {"codec_hash": codec_hash, "text": text, "mel": codec}
     if other := [f"{key} {getattr(found, key)} in place of {value}" for key, value in wanted.items() if getattr(found, key) != value]:
         raise InputError(f"judge {folder}: it was taught with {', '.join(other)}")
-    judge = load_module(partial(make_judge, found, found.dropout), folder / JUDGE_FILE).to(mean.device)
+    judge = load_module(partial(make_judge, found), folder / JUDGE_FILE).to(mean.device)
     ears, vae = make_ears(codec, mean.device), vae.to(mean.device)
     return Opinion(judge, found, ears, vae, encoder, mean, std, weights=scenes.weights, paraphrased=scenes.paraphrase, pad=pad)

@@ -4,6 +4,7 @@ guided by CLIP)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,12 +20,12 @@ GONE = 0.5  # share of rows that lose some bands, and of those that lose a momen
 DEPTH = 3.0  # log10 magnitude below the loud parts of what is gone
 
 
-def perturb(mel: Tensor, seeds: Tensor) -> Tensor:
+def perturb(mel: Tensor, seeds: Sequence[int]) -> Tensor:
     """log10 mel [B, M, F] -> another tone, a floor of noise, some bands and a moment gone; a row's own is drawn from its seed.
 
     All levels are relative to the row's own, with their gradient: a level held fixed would make it pay to be louder.
     """
-    return torch.stack([_perturb_row(row, int(seed)) for row, seed in zip(mel, seeds, strict=True)])
+    return torch.stack([_perturb_row(row, seed) for row, seed in zip(mel, seeds, strict=True)])
 
 
 def _perturb_row(mel: Tensor, seed: int) -> Tensor:

@@ -117,7 +117,7 @@ class NoJudge:
         sequence = torch.zeros(*shape, self.config.sequence_dim, device=seeds.device)
         mask = torch.ones(shape, dtype=torch.bool, device=seeds.device)
         text = TextFeatures(sequence, torch.zeros(shape[0], self.config.pooled_dim, device=seeds.device), mask)
-        return text, Asked(seeds.new_zeros(shape[0], 1), torch.zeros_like(seeds, dtype=torch.bool))
+        return text, Asked(seeds.new_zeros(shape[0], 1), torch.zeros(shape[0], dtype=torch.bool, device=seeds.device))
 
     def __call__(self, latents: torch.Tensor, asked: Asked, seeds: torch.Tensor) -> torch.Tensor:
         return latents.square().flatten(1).mean(1)

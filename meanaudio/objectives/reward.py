@@ -21,22 +21,25 @@ from meanaudio.types import Draws, Judge, Loss, Network, TextFeatures
 
 @dataclass(frozen=True)
 class RewardDraws(Draws):
-    """seeds [B]: of what is asked, and of how it is heard."""
+    """seeds [B, 2]: a row's own, of what is asked and how it is heard, and the whole batch's."""
 
     seeds: Tensor
 
 
 def draw_requests(shape: Sequence[int], *, progress: float, generator: torch.Generator, config: ObjectiveConfig) -> RewardDraws:
     noise, ones = torch.randn(tuple(shape), generator=generator), torch.ones(shape[0])
-    seeds = torch.randint(2**31, (shape[0],), generator=generator)
-    return RewardDraws(noise, ones, 0 * ones, ones.bool(), seeds)
+    own, common = (torch.randint(2**31, (count,), generator=generator) for count in (shape[0], 1))
+    return RewardDraws(noise, ones, 0 * ones, ones.bool(), torch.stack([own, common.expand_as(own)], 1))
 
 
 def reward(
     net: Network, x: Tensor, text: TextFeatures, null: TextFeatures, draws: RewardDraws, *, progress: float, config: ObjectiveConfig,
     before: Network, judge: Judge,
 ) -> Loss:  # fmt: skip
-    """before: the network as it was at first. error: the judge's, without what holds the network back. x, text, null: not looked at."""
+    """before: the network as it was at first. x, text, null: not looked at.
+
+    error, in the log: the judge's part of the loss; `held_out/error` is all of it, as of every objective.
+    """
     noise = draws.noise.to(x)
     wanted, asked = judge.ask(draws.seeds)
 

@@ -91,6 +91,8 @@ class GeneratorTask:
         self.networks: dict[str, nn.Module] = {"network": network}
         if config.loop.compile:
             compile_blocks(network)
+            if judge is not None and before is not None:
+                compile_blocks(before)
         self.loss = spread(LossModule(network, self.objective), config.loop.parallel)
         self.critic_loss: nn.Module | None = None
         if critic is not None:

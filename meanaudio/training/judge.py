@@ -21,7 +21,7 @@ from meanaudio.data.prefetch import Prefetcher
 from meanaudio.data.sources import Encoders
 from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors.aisfx import DIM
-from meanaudio.evaluation.judge import JUDGE_FILE, Judge, MelEars, dropping_out, make_ears, make_judge, to_asked
+from meanaudio.evaluation.judge import JUDGE_FILE, Judge, MelEars, make_ears, make_judge, to_asked
 from meanaudio.evaluation.perturb import perturb
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.training.loop import Update
@@ -51,7 +51,7 @@ class JudgeTask:
         vae, codec = load_vae(folder)
         clips = read_manifest(config.data)
         train = self._scenes(clips, ("train",), codec.mel.sample_rate, settings.items, config.loop.seed)
-        held_out = self._scenes(clips, ("val", "test"), codec.mel.sample_rate, -(-settings.items // HELD_OUT_SHARE), HELD_OUT_SEED)
+        held_out = self._scenes(clips, ("val",), codec.mel.sample_rate, -(-settings.items // HELD_OUT_SHARE), HELD_OUT_SEED)
         captions, others = tuple(train.composer.captions), held_out.composer.captions
         sentences = [encode_text(encoders.text, each).pooled.to(self.device) for each in (captions, others)]
         places = {caption: i for i, caption in enumerate(captions)}
@@ -66,7 +66,7 @@ class JudgeTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.loop.seed)
             judge = make_judge(self.described, settings.dropout)
-        features = self.taught[0].float().amax(2)
+        features = self.taught[0].amax(2).float()
         judge.mean.copy_(features.mean(0))
         judge.std.copy_(features.std(0) + LEAST_STD)
         judge.captions.copy_(sentences[0])
@@ -88,17 +88,18 @@ class JudgeTask:
 
         load = Prefetcher(compose, ahead=loading.ahead, threads=loading.readers, stop=len(starts))
         features, parts, in_order, ids = list[Tensor](), list[Sequence[str]](), list[bool](), list[str]()
-        for number in tqdm(range(len(starts)), desc="hearing scenes", disable=None):
-            items = load(number)
-            seeds = torch.arange(len(items)) + starts[number]
-            with computing_in(DTYPES[self.config.loop.precision], self.device):
-                latents = encode_audio(codec, items, codec.spec.window_latents(self.config.seconds)).mean
-                mel = codec.vae.decode(latents.to(self.device)).float()
-                features.append(ears(perturb(mel, seeds)).bfloat16().cpu())
-            parts += [item.parts for item in items]
-            in_order += [item.in_order and len(item.parts) == 2 for item in items]
-            ids += [item.id for item in items]
-        load.close()
+        try:
+            for number in tqdm(range(len(starts)), desc="hearing scenes", disable=None):
+                items = load(number)
+                with computing_in(DTYPES[self.config.loop.precision], self.device):
+                    latents = encode_audio(codec, items, codec.spec.window_latents(self.config.seconds)).mean
+                    mel = codec.vae.decode(latents.to(self.device)).float()
+                    features.append(ears(perturb(mel, range(starts[number], starts[number] + len(items)))).bfloat16().cpu())
+                parts += [item.parts for item in items]
+                in_order += [item.in_order and len(item.parts) == 2 for item in items]  # of three it is only asked whether they are heard
+                ids += [item.id for item in items]
+        finally:
+            load.close()
         return torch.cat(features), to_asked(parts, in_order, {caption: i for i, caption in enumerate(captions)}), ids
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
@@ -109,7 +110,8 @@ class JudgeTask:
         judge: Judge = self.networks["judge"]  # type: ignore[assignment]
         noise = torch.randn((len(rows), DIM, 1), generator=torch.Generator().manual_seed(seed)).to(self.device)
         heard = features[rows].to(self.device).float() + settings.noise * noise * judge.std[:, None]
-        with dropping_out(seed, self.device):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):  # dropout draws from the global stream
+            torch.manual_seed(seed)
             loss = judge(heard, asked[rows].to(self.device)).mean()
         update("judge", [(loss, [ids[row] for row in rows])])
         return {"loss": loss.item()}

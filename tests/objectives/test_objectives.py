@@ -295,7 +295,7 @@ class Wants:
     """A judge who asks for captions of the tests' batch, and wants ones."""
 
     def ask(self, seeds):
-        return TEXT[seeds % len(TEXT)], Asked(torch.zeros(len(seeds), 1, dtype=torch.long), torch.zeros(len(seeds), dtype=torch.bool))
+        return TEXT[seeds[:, 0] % len(TEXT)], Asked(torch.zeros(len(seeds), 1, dtype=torch.long), torch.zeros(len(seeds), dtype=torch.bool))
 
     def __call__(self, latents, asked, seeds):
         return (latents - 1).square().flatten(1).mean(1)
