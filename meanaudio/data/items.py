@@ -116,6 +116,23 @@ def _seconds(clip: Clip) -> float:
     return max(0.0, length - clip.start) if isinstance(length, float) else 0.0
 
 
+def open_scenes(
+    manifest: str,
+    clips: Sequence[Clip],
+    splits: Sequence[str],
+    count: int,
+    sample_rate: int,
+    seconds: float,
+    seed: int,
+    config: SceneConfig,
+) -> Scenes:
+    """`count` scenes of those of the manifest's clips that are of `splits`. Raises InputError if there are none."""
+    found = [clip for clip in clips if clip.split in splits]
+    if not found:
+        raise InputError(f"{manifest}: no clip of split {' or '.join(splits)}")
+    return Scenes(found, count, sample_rate, seconds, seed, config)
+
+
 class Scenes:
     """`count` scenes composed of short clips."""
 

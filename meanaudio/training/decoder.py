@@ -18,7 +18,7 @@ from meanaudio.codec.texture import add_texture
 from meanaudio.codec.vae import MelVAE
 from meanaudio.config import TrainConfig
 from meanaudio.convert.hub import find_checkpoint
-from meanaudio.data.items import Item, Scenes
+from meanaudio.data.items import Item, Scenes, open_scenes
 from meanaudio.data.manifest import Clip, read_manifest
 from meanaudio.data.prefetch import Prefetcher
 from meanaudio.errors import InputError
@@ -86,10 +86,8 @@ class DecoderTask:
         return self.pipeline.codec.spec.window_latents(self.pipeline.config.seconds)
 
     def _scenes(self, clips: list[Clip], splits: tuple[str, ...], count: int, seed: int) -> Scenes:
-        found = [clip for clip in clips if clip.split in splits]
-        if not found:
-            raise InputError(f"{self.config.data}: no clip of split {' or '.join(splits)}")
-        return Scenes(found, count, self.pipeline.sample_rate, self.pipeline.config.seconds, seed, self.config.scenes)
+        rate, seconds = self.pipeline.sample_rate, self.pipeline.config.seconds
+        return open_scenes(self.config.data, clips, splits, count, rate, seconds, seed, self.config.scenes)
 
     def blank(self) -> nn.Module:
         return copy.deepcopy(self.networks["decoder"])

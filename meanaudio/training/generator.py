@@ -15,7 +15,7 @@ from torch import nn
 from meanaudio import distributed
 from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import link_file, load_into, load_weights, save_weights, write_beside, write_json
-from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, load_vae, read_codec_config
+from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
 from meanaudio.config import DISTILLED, REWARDED, WITH_CRITIC, CheckpointConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
 from meanaudio.data.sources import Encoders, open_datasets
@@ -80,9 +80,11 @@ class GeneratorTask:
         teacher, critic, before, judge = self._teacher(), None, None, None
         if config.objective.kind in WITH_CRITIC:
             assert teacher is not None
-            critic, before = copy.deepcopy(teacher).requires_grad_(True), copy.deepcopy(network).requires_grad_(False)
+            critic = copy.deepcopy(teacher).requires_grad_(True)
         if config.objective.kind in REWARDED:
-            judge, before = self._judge(), copy.deepcopy(network).requires_grad_(False)
+            judge = self._judge()
+        if config.objective.kind in WITH_CRITIC | REWARDED:
+            before = copy.deepcopy(network).requires_grad_(False)
         self.objective = make_objective(config.objective, teacher, critic, before, judge)
         self.listener = make_listener(config.evaluation.extractor, str(self.device)) if config.evaluation.extractor else None
         if self.listener is not None and not (Path(config.codec_from or "") / VOCODER_FILE).is_file():
@@ -91,14 +93,14 @@ class GeneratorTask:
         self.networks: dict[str, nn.Module] = {"network": network}
         if config.loop.compile:
             compile_blocks(network)
-            if judge is not None and before is not None:
+            if before is not None:
                 compile_blocks(before)
         self.loss = spread(LossModule(network, self.objective), config.loop.parallel)
         self.critic_loss: nn.Module | None = None
         if critic is not None:
-            assert teacher is not None and before is not None
+            assert teacher is not None
             if config.loop.compile:
-                for other in (critic, teacher, before):
+                for other in (critic, teacher):
                     compile_blocks(other)
             self.best = "frechet_1_step"  # the objective's error depends on a critic that changes
             critic.checkpoint_activations = config.loop.checkpoint_activations
@@ -213,10 +215,10 @@ class GeneratorTask:
     def _judge(self) -> Judge:
         """Of what codec_from's VAE decodes. Raises InputError if the judge was taught with other latents."""
         config, folder = self.config, Path(self.config.objective.judge or "")
-        vae, codec = load_vae(Path(config.codec_from or ""))
-        name, encoder = self.train.index["codec_hash"], Encoders(config, self.device).text
+        encoders, name = Encoders(config, self.device), self.train.index["codec_hash"]
+        vae, mel = encoders.codec.vae, encoders.codec.config.mel
         return load_opinion(
-            folder, vae, codec.mel, encoder, codec_hash=name, text=config.text, mean=self.mean, std=self.std, scenes=config.scenes,
+            folder, vae, mel, encoders.text, codec_hash=name, text=config.text, mean=self.mean, std=self.std, scenes=config.scenes,
             pad=self._padding,
         )  # fmt: skip
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from meanaudio.checkpoint import save_weights, write_json
-from meanaudio.codec.codec import Codec, latents_name, load_vae
+from meanaudio.codec.codec import Codec
 from meanaudio.config import JudgeCheckpointConfig, TrainConfig
 from meanaudio.data.extract import encode_audio, encode_text
-from meanaudio.data.items import Item, Scenes
+from meanaudio.data.items import Item, Scenes, open_scenes
 from meanaudio.data.manifest import Clip, read_manifest
 from meanaudio.data.order import epoch_order
 from meanaudio.data.prefetch import Prefetcher
@@ -47,20 +47,19 @@ class JudgeTask:
         if config.codec_from is None:
             raise InputError("task judge needs codec_from, the folder of the codec that the network's latents are of")
         self.config, self.device, settings = config, torch.device(device), config.judge
-        folder, encoders = Path(config.codec_from), Encoders(config, self.device)
-        vae, codec = load_vae(folder)
-        clips = read_manifest(config.data)
-        train = self._scenes(clips, ("train",), codec.mel.sample_rate, settings.items, config.loop.seed)
-        held_out = self._scenes(clips, ("val",), codec.mel.sample_rate, -(-settings.items // HELD_OUT_SHARE), HELD_OUT_SEED)
+        encoders = Encoders(config, self.device)
+        clips, mel = read_manifest(config.data), encoders.codec.config.mel
+        train = self._scenes(clips, "train", mel.sample_rate, settings.items, config.loop.seed)
+        held_out = self._scenes(clips, "val", mel.sample_rate, -(-settings.items // HELD_OUT_SHARE), HELD_OUT_SEED)
         captions, others = tuple(train.composer.captions), held_out.composer.captions
         sentences = [encode_text(encoders.text, each).pooled.to(self.device) for each in (captions, others)]
         places = {caption: i for i, caption in enumerate(captions)}
         self.described = JudgeCheckpointConfig(
-            codec_hash=latents_name(folder), text=config.text, mel=codec.mel, pooled_dim=sentences[0].shape[1], width=settings.width,
+            codec_hash=encoders.codec_hash, text=config.text, mel=mel, pooled_dim=sentences[0].shape[1], width=settings.width,
             dim=settings.dim, near=settings.near, dropout=settings.dropout, captions=captions,
             lasting=tuple(places[caption] for caption in train.composer.lasting),
         )  # fmt: skip
-        listening = encoders.codec, make_ears(codec.mel, self.device)
+        listening = encoders.codec, make_ears(mel, self.device)
         self.taught = self._heard(train, captions, *listening)
         self.asked, self.held_out_captions = self._heard(held_out, others, *listening), sentences[1]
         with torch.random.fork_rng(devices=[]):
@@ -72,11 +71,8 @@ class JudgeTask:
         judge.captions.copy_(sentences[0])
         self.networks: dict[str, nn.Module] = {"judge": judge.to(self.device)}
 
-    def _scenes(self, clips: list[Clip], splits: tuple[str, ...], rate: int, count: int, seed: int) -> Scenes:
-        found = [clip for clip in clips if clip.split in splits]
-        if not found:
-            raise InputError(f"{self.config.data}: no clip of split {' or '.join(splits)}")
-        return Scenes(found, count, rate, self.config.seconds, seed, self.config.scenes)
+    def _scenes(self, clips: list[Clip], split: str, rate: int, count: int, seed: int) -> Scenes:
+        return open_scenes(self.config.data, clips, (split,), count, rate, self.config.seconds, seed, self.config.scenes)
 
     @torch.no_grad()
     def _heard(self, scenes: Scenes, captions: Sequence[str], codec: Codec, ears: MelEars) -> tuple[Tensor, Asked, list[str]]:

@@ -205,7 +205,7 @@ def test_what_a_judge_hears_of_a_scene_is_what_the_scene_holds(judge_config):
     task = JudgeTask(judge_config)
     features, asked, ids = task.taught
     assert len(features) == len(asked) == len(ids) == 40
-    scenes = task._scenes(read_manifest(judge_config.data), ("train",), 16000, 40, judge_config.loop.seed)
+    scenes = task._scenes(read_manifest(judge_config.data), "train", 16000, 40, judge_config.loop.seed)
     for i in (0, 7, 39):
         assert ids[i] == scenes[i].id
         parts = [task.described.captions[k] for k in asked.parts[i].tolist() if k >= 0]
