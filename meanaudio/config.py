@@ -539,7 +539,7 @@ class ScorerConfig(Config):
 
 class JudgeConfig(Config):
     """The judge whose opinion the objective `reward` follows (docs/training.md, 'A judge, and its reward'). dim: of the space that sounds
-    and captions share.
+    and captions share, for each of its heads.
 
     items: how many scenes of the training clips it hears. noise: on what it hears, in standard deviations. near: as the scorer's.
     """
@@ -547,6 +547,7 @@ class JudgeConfig(Config):
     items: int = Field(12288, gt=0)
     width: int = Field(512, gt=0)
     dim: int = Field(256, gt=0)
+    heads: int = Field(4, gt=0)
     dropout: float = Field(0.3, ge=0, lt=1)
     noise: float = Field(0.1, ge=0)
     near: float = Field(0.85, gt=0, le=1)
@@ -824,13 +825,14 @@ class JudgeCheckpointConfig(Config):
     captions: what it knows, lasting: numbers of those whose sounds can be a background.
     """
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     codec_hash: str
     text: TextConfig
     mel: MelConfig
     pooled_dim: int = Field(gt=0)
     width: int = Field(gt=0)
     dim: int = Field(gt=0)
+    heads: int = Field(gt=0)
     near: float = Field(gt=0, le=1)
     dropout: float = Field(ge=0, lt=1)
     captions: tuple[str, ...] = Field(min_length=1)

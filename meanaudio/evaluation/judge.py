@@ -86,8 +86,9 @@ def _between(frequencies: Tensor, centres: Tensor, f_max: float) -> Tensor:
 
 
 class Judge(nn.Module):
-    """Features of sounds [..., 512] and sentence vectors [..., P] into one space of unit vectors.
+    """Features of sounds [..., 512] and sentence vectors [..., P] into spaces of unit vectors, one of each of several heads.
 
+    The heads learn the same from other first weights; what pleases all of them is less often what one of them happened to learn.
     mean, std [512]: buffers, of recordings' features. captions [C, P]: sentence vectors of what can be asked for, among which a sound's own
     is told from the others; those whose sentence vectors have a cosine of `near` or more to it take no part.
     """
@@ -96,23 +97,28 @@ class Judge(nn.Module):
     std: Tensor
     captions: Tensor
 
-    def __init__(self, *, pooled_dim: int, width: int, dim: int, captions: int, near: float, dropout: float = 0.0) -> None:
+    def __init__(self, *, pooled_dim: int, width: int, dim: int, heads: int, captions: int, near: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.near = near
         self.register_buffer("mean", torch.zeros(DIM))
         self.register_buffer("std", torch.ones(DIM))
         self.register_buffer("captions", torch.zeros(captions, pooled_dim))
-        self.audio = _two_layers(DIM, width, dim, dropout)
-        self.text = _two_layers(pooled_dim, width, dim, dropout)
-        self.log_scale = nn.Parameter(torch.tensor([FIRST_SCALE]))
+        self.audio = nn.ModuleList(_two_layers(DIM, width, dim, dropout) for _ in range(heads))
+        self.text = nn.ModuleList(_two_layers(pooled_dim, width, dim, dropout) for _ in range(heads))
+        self.log_scale = nn.Parameter(torch.full((heads,), FIRST_SCALE))
 
     def hear(self, features: Tensor, kept: Tensor | None = None) -> Tensor:
-        """[..., 512] -> [..., dim]. kept: factors of the hidden layer [..., width]; without, it drops out as torch's layers do."""
-        return F.normalize(_through(self.audio, (features - self.mean) / self.std, kept), dim=-1)
+        """[..., 512] -> [H, ..., dim]. kept: factors of the hidden layers [H, ..., width]; without, they drop out as torch's layers do."""
+        return _through(self.audio, (features - self.mean) / self.std, kept)
 
     def read(self, pooled: Tensor, kept: Tensor | None = None) -> Tensor:
-        """[..., P] -> [..., dim]. kept: as `hear`'s."""
-        return F.normalize(_through(self.text, F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5, kept), dim=-1)
+        """[C, P] -> [H, C, dim], scaled by how sure a head is. kept [H, width]: as `hear`'s."""
+        read = _through(self.text, F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5, None if kept is None else kept[:, None])
+        return read * self.log_scale.exp().clamp_max(MAX_SCALE)[:, None, None]
+
+    def fits(self, features: Tensor) -> Tensor:
+        """[N, 512] -> how well each caption fits by the mean of all heads [N, C]."""
+        return (self.hear(features) @ self.read(self.captions).mT).mean(0)
 
     def ignored(self, asked: Asked) -> Tensor:
         """[B, P, C] True for captions that a part is not told from: what is near it and, unless in order, what is near the other parts."""
@@ -126,20 +132,18 @@ class Judge(nn.Module):
         """How little of what was asked is heard in features over time [B, 512, T]: nats [B], the mean over parts of a cross entropy.
 
         Parts are looked for in the whole sound; those in order in what is before and after a moment, for all moments that are not too close
-        to an end, of which the best count (a smooth minimum). kept: factors of the hidden layers, [B, width] where sounds are heard and
-        [width] where captions are read.
+        to an end, of which the best count (a smooth minimum). kept: factors of the hidden layers, [B, H, width] where sounds are heard and
+        [H, width] where captions are read.
         """
         heard_by, read_by = kept or (None, None)
         read, ignored = self.read(self.captions, read_by), self.ignored(asked)
-        scale = self.log_scale.exp().clamp_max(MAX_SCALE)
 
         def cost(heard: Tensor, rows: Tensor, part: int) -> Tensor:
-            """[R, N, 512] of sounds number `rows` [R] -> [R, N]."""
-            logits = (scale * self.hear(heard, None if heard_by is None else heard_by[rows, None]) @ read.T).masked_fill(
-                ignored[rows, part, None], float("-inf")
-            )
-            own = asked.parts[rows, part].view(-1, 1, 1).expand(*heard.shape[:2], 1)
-            return -logits.log_softmax(-1).gather(2, own)[..., 0]
+            """[R, N, 512] of sounds number `rows` [R] -> [R, N], the mean of the heads'."""
+            vectors = self.hear(heard, None if heard_by is None else heard_by[rows].movedim(1, 0)[:, :, None])
+            logits = (vectors @ read.mT[:, None]).masked_fill(ignored[rows, part, None], float("-inf"))
+            own = asked.parts[rows, part].view(1, -1, 1, 1).expand(*vectors.shape[:3], 1)
+            return -logits.log_softmax(-1).gather(3, own)[..., 0].mean(0)
 
         total = features.new_zeros(len(features))
         for part in range(asked.parts.shape[1]):
@@ -165,11 +169,13 @@ def splits(features: Tensor) -> tuple[Tensor, Tensor]:
     return before.mT, after.mT
 
 
-def _through(layers: nn.Sequential, x: Tensor, kept: Tensor | None) -> Tensor:
-    """Through _two_layers, whose dropout `kept` takes the place of."""
-    if kept is None:
-        return layers(x)
-    return layers[3](layers[:2](x) * kept)
+def _through(heads: nn.ModuleList, x: Tensor, kept: Tensor | None) -> Tensor:
+    """Unit vectors [H, ...] of x through _two_layers, whose dropout `kept` [H, ...] takes the place of."""
+    vectors = [
+        layers(x) if kept is None else layers[3](layers[:2](x) * kept[i])  # type: ignore[index]
+        for i, layers in enumerate(heads)
+    ]
+    return F.normalize(torch.stack(vectors), dim=-1)
 
 
 def _two_layers(into: int, width: int, out: int, dropout: float) -> nn.Sequential:
@@ -177,7 +183,7 @@ def _two_layers(into: int, width: int, out: int, dropout: float) -> nn.Sequentia
 
 
 def make_judge(config: JudgeCheckpointConfig, dropout: float = 0.0) -> Judge:
-    shape = config.model_dump(include={"pooled_dim", "width", "dim", "near"})
+    shape = config.model_dump(include={"pooled_dim", "width", "dim", "heads", "near"})
     return Judge(**shape, captions=len(config.captions), dropout=dropout)
 
 
@@ -202,7 +208,7 @@ class Opinion:
         *, weights: Mapping[str, float], paraphrased: float, pad: int | None = None,
     ) -> None:  # fmt: skip
         self.judge, self.ears, self.vae, self.encoder, self.mean, self.std = judge, ears, vae, encoder, mean, std
-        self.drop = partial(kept_units, width=known.width, share=known.dropout)
+        self.drop = partial(kept_units, shape=(known.heads, known.width), share=known.dropout)
         self.pad, self.places = pad, {caption: i for i, caption in enumerate(known.captions)}
         lasting = [known.captions[i] for i in known.lasting]
         self.compose = partial(compose_request, captions=known.captions, lasting=lasting, weights=weights, paraphrased=paraphrased)
@@ -232,9 +238,9 @@ def to_asked(parts: Sequence[Sequence[str]], in_order: Sequence[bool], places: M
     return Asked(nn.utils.rnn.pad_sequence(numbers, batch_first=True, padding_value=-1), torch.tensor(in_order))
 
 
-def kept_units(seed: int, *, width: int, share: float) -> Tensor:
-    """Factors [width] of dropout: 0 for `share` of the units, 1 / (1 - share) for the others."""
-    return (torch.rand(width, generator=torch.Generator().manual_seed(seed)) >= share).float() / (1 - share)
+def kept_units(seed: int, *, shape: Sequence[int], share: float) -> Tensor:
+    """Factors of dropout: 0 for `share` of the units, 1 / (1 - share) for the others."""
+    return (torch.rand(tuple(shape), generator=torch.Generator().manual_seed(seed)) >= share).float() / (1 - share)
 
 
 def load_opinion(

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LEFT = 0.25  # share of rows that stay as they are
+SHIFT = 1.5  # bands: deviation of how far everything moves up or down
+STRETCH = 0.05  # deviation of the speed
 CURVE = 0.2  # log10 magnitude: deviation of the slowest of CURVES cosines that change the tone, 4 dB
 CURVES = 5
 FLOOR = (-3.5, -1.2)  # log10 magnitude of the noise below the loud parts of the sound
@@ -20,38 +24,58 @@ GONE = 0.5  # share of rows that lose some bands, and of those that lose a momen
 DEPTH = 3.0  # log10 magnitude below the loud parts of what is gone
 
 
-def perturb(mel: Tensor, seeds: Sequence[int]) -> Tensor:
-    """log10 mel [B, M, F] -> another tone, a floor of noise, some bands and a moment gone; a row's own is drawn from its seed.
+@dataclass(frozen=True)
+class Perturbation:
+    """Of B mels of M bands and F frames. left [B] True: as it was. shift, speed [B]: in bands, and a factor. tone [B, M] in log10
+    magnitude, noise [B, M, F] below the loud parts; kept [B, M, F] 0 where all is gone, otherwise 1."""
 
-    All levels are relative to the row's own, with their gradient: a level held fixed would make it pay to be louder.
-    """
-    return torch.stack([_perturb_row(row, seed) for row, seed in zip(mel, seeds, strict=True)])
+    left: Tensor
+    shift: Tensor
+    speed: Tensor
+    tone: Tensor
+    noise: Tensor
+    kept: Tensor
 
 
-def _perturb_row(mel: Tensor, seed: int) -> Tensor:
+def draw_perturbation(seed: int, bands: int, frames: int) -> Perturbation:
+    """Of one mel, without the first axis."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low: float = 0.0, high: float = 1.0) -> float:
         return low + (high - low) * torch.rand((), generator=generator).item()
 
-    if uniform() < LEFT:
-        return mel
-    bands, frames = mel.shape
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
     place, number = torch.linspace(0, 1, bands), torch.arange(1, CURVES + 1)
-    gains = CURVE * torch.randn(CURVES, generator=generator) / number.sqrt()
-    curve = (gains[:, None] * torch.cos(math.pi * number[:, None] * place)).sum(0)
-    tilt = TILT * torch.randn((), generator=generator) * (place - 0.5)
-    rough = ROUGH * torch.randn(mel.shape, generator=generator)
-    noise = (uniform(*FLOOR) + tilt[:, None] + rough).to(mel)
+    gains = CURVE * normal(CURVES) / number.sqrt()
+    tone = (gains[:, None] * torch.cos(math.pi * number[:, None] * place)).sum(0)
+    noise = uniform(*FLOOR) + TILT * normal() * (place - 0.5)[:, None] + ROUGH * normal(bands, frames)
     kept = torch.ones(bands, frames)
     for size, axis in ((bands // 6, kept), (frames // 8, kept.T)):
         if size > 2 and uniform() < GONE:
             width = int(uniform(2, size))
             start = int(uniform(0, len(axis) - width))
             axis[start : start + width] = 0
-    kept = kept.to(mel)
-    mel = mel + curve.to(mel)[:, None]
-    loud = mel.flatten().quantile(LOUD)
-    ln10 = math.log(10)
-    mel = torch.logaddexp(mel * ln10, (loud + noise) * ln10) / ln10
-    return mel * kept + (loud - DEPTH) * (1 - kept)
+    return Perturbation(torch.tensor(uniform() < LEFT), SHIFT * normal(), 1 + STRETCH * normal(), tone, noise, kept)
+
+
+def perturb(mel: Tensor, seeds: Sequence[int]) -> Tensor:
+    """log10 mel [B, M, F] -> a little higher or lower, slower or faster, of another tone, with a floor of noise, some bands and a moment
+    gone; a row's own is drawn from its seed.
+    """
+    drawn = [draw_perturbation(seed, *mel.shape[1:]) for seed in seeds]
+    return apply(mel, Perturbation(*(torch.stack([getattr(p, f.name) for p in drawn]).to(mel.device) for f in fields(Perturbation))))
+
+
+def apply(mel: Tensor, by: Perturbation) -> Tensor:
+    """All levels are relative to the row's own, with their gradient: a level held fixed would make it pay to be louder."""
+    rows, bands, frames = mel.shape
+    theta = mel.new_zeros(rows, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, 1, 2] = by.speed, 1, 2 * by.shift / (bands - 1)
+    places = F.affine_grid(theta, [rows, 1, bands, frames], align_corners=True)
+    new = F.grid_sample(mel[:, None], places, padding_mode="border", align_corners=True)[:, 0] + by.tone[:, :, None]
+    loud = new.flatten(1).quantile(LOUD, 1)[:, None, None]
+    new = torch.logaddexp(new * math.log(10), (loud + by.noise) * math.log(10)) / math.log(10)
+    new = new * by.kept + (loud - DEPTH) * (1 - by.kept)
+    return torch.where(by.left[:, None, None], mel, new)

@@ -56,7 +56,7 @@ class JudgeTask:
         places = {caption: i for i, caption in enumerate(captions)}
         self.described = JudgeCheckpointConfig(
             codec_hash=encoders.codec_hash, text=config.text, mel=mel, pooled_dim=sentences[0].shape[1], width=settings.width,
-            dim=settings.dim, near=settings.near, dropout=settings.dropout, captions=captions,
+            dim=settings.dim, heads=settings.heads, near=settings.near, dropout=settings.dropout, captions=captions,
             lasting=tuple(places[caption] for caption in train.composer.lasting),
         )  # fmt: skip
         listening = encoders.codec, make_ears(mel, self.device)
@@ -127,7 +127,7 @@ class JudgeTask:
         numbers = {"loss": costs.mean().item(), "scenes": float(len(costs)), "captions": float(len(judge.captions))}
         single = ((asked.parts >= 0).sum(1) == 1).nonzero()[:, 0]
         if len(single):
-            fits = judge.hear(features[single].amax(2)) @ judge.read(judge.captions).T
+            fits = judge.fits(features[single].amax(2))
             own = fits.gather(1, asked.parts[single, :1])
             rank = ((fits > own) & ~judge.ignored(asked[single])[:, 0]).sum(1)
             numbers |= {"first": (rank < 1).float().mean().item(), "first_five": (rank < 5).float().mean().item()}

@@ -117,8 +117,8 @@ def test_gradients_reach_the_mel_and_absurd_mels_stay_finite():
 # ---------------------------------------------------------------- the judge
 
 
-def judge_of(captions, near: float = 0.9) -> Judge:
-    judge = fill(Judge(pooled_dim=captions.shape[1], width=8, dim=4, captions=len(captions), near=near), 1, 0.5).eval()
+def judge_of(captions, near: float = 0.9, heads: int = 2) -> Judge:
+    judge = fill(Judge(pooled_dim=captions.shape[1], width=8, dim=4, heads=heads, captions=len(captions), near=near), 1, 0.5).eval()
     judge.captions.copy_(captions)
     return judge
 
@@ -160,12 +160,31 @@ def test_each_sound_of_a_batch_is_judged_alone():
             torch.testing.assert_close(together[[i]], alone[0])
 
 
+def test_heads_judge_one_by_one_and_their_mean_counts():
+    """Of a sound of one caption; the best moment of what is in order is one for all heads."""
+    judge, features = judge_of(normals(6, 4, seed=1), heads=3), normals(4, 512, 20, seed=0).abs()
+    asked = Asked(torch.tensor([[0, -1], [1, 2], [3, -1], [4, 3]]), torch.zeros(4, dtype=torch.bool))
+    alone = []
+    for k in range(3):
+        single = judge_of(judge.captions, heads=1)
+        own = {"audio": judge.audio[k], "text": judge.text[k]}
+        state = {f"{part}.0.{name}": x for part, layers in own.items() for name, x in layers.state_dict().items()}
+        rest = {name: x for name, x in judge.state_dict().items() if name.split(".")[0] not in own}
+        single.load_state_dict(state | rest | {"log_scale": judge.log_scale[[k]]})
+        alone.append(single(features, asked))
+    assert not torch.allclose(alone[0], alone[1])
+    torch.testing.assert_close(torch.stack(alone).mean(0), judge(features, asked))
+    fits = judge.fits(features.amax(2))
+    assert fits.shape == (4, 6)
+
+
 @pytest.mark.parametrize("moment", [6, 10, 16])
 def test_the_order_counts_wherever_one_sound_ends(moment):
     """Features that the judge takes for the first caption, then for the second: cheap in that order, dear in the other."""
-    judge = judge_of(torch.eye(4)[:2])
+    judge = judge_of(torch.eye(4)[:2], heads=1)
     with torch.no_grad():
-        first, second = ((judge.read(judge.captions)[k] @ judge.audio[3].weight @ judge.audio[0].weight).clamp_min(0) for k in (0, 1))
+        layers, read = judge.audio[0], judge.read(judge.captions)[0]
+        first, second = ((read[k] @ layers[3].weight @ layers[0].weight).clamp_min(0) for k in (0, 1))
     only_first, only_second = (first - second).clamp_min(0), (second - first).clamp_min(0)
     features = torch.stack([only_first if t < moment else only_second for t in range(22)], 1)[None]
     assert judge(features, asked_of(0, 1, in_order=True)) < judge(features, asked_of(1, 0, in_order=True))
@@ -184,7 +203,8 @@ def test_a_sound_is_split_at_moments_that_leave_something_on_both_sides(count):
 
 
 def test_a_judge_learns_what_belongs_together_and_a_stopped_run_repeats_the_whole(judge_config, tmp_path):
-    config = with_loop(judge_config, steps=30, log_every=5)
+    quick = judge_config.model_copy(update={"optim": judge_config.optim.model_copy(update={"lr": 1e-2})})
+    config = with_loop(quick, steps=30, log_every=5)
     Loop(JudgeTask(config), config, tmp_path / "whole").run(progress_bar=False)
     for until in (4, None):
         Loop(JudgeTask(config), config, tmp_path / "parts").run(until=until, progress_bar=False)
