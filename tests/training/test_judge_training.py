@@ -19,7 +19,7 @@ from meanaudio.errors import InputError
 from meanaudio.evaluation import judge as judging
 from meanaudio.evaluation.extractors.aisfx import BANDS, HOP, SAMPLE_RATE, band_filters, compress, fold
 from meanaudio.evaluation.judge import JUDGE_FILE, Judge, MelEars, load_opinion, splits
-from meanaudio.evaluation.perturb import perturb
+from meanaudio.evaluation.perturb import Perturbation, apply, perturb
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.judge import JudgeTask
 from meanaudio.training.loop import Loop
@@ -309,6 +309,33 @@ def test_perturbed_mels_are_their_seeds_and_take_the_sounds_level_along():
     mel.requires_grad_()
     (gradient,) = torch.autograd.grad((perturb(mel, seeds) - mel).sum(), mel)
     assert gradient.sum((1, 2)).abs().max() < 1e-3 * mel[0].numel()
+
+
+def neutral(rows: int, bands: int, frames: int, **changes) -> Perturbation:
+    """What leaves a mel as it is, but for `changes`."""
+    nothing = {"left": torch.zeros(rows, dtype=torch.bool), "shift": torch.zeros(rows), "speed": torch.ones(rows),
+               "tone": torch.zeros(rows, bands), "noise": torch.full((rows, bands, frames), -60.0),
+               "kept": torch.ones(rows, bands, frames)}  # fmt: skip
+    return Perturbation(**{**nothing, **changes})
+
+
+def test_a_perturbation_does_what_it_says():
+    mel = torch.full((2, 40, 60), -4.0)
+    mel[:, 10, 20] = 1.0
+    torch.testing.assert_close(apply(mel, neutral(2, 40, 60)), mel)
+    moved = apply(mel, neutral(2, 40, 60, shift=torch.tensor([3.0, -2.0])))
+    assert [divmod(int(row.argmax()), 60) for row in moved] == [(7, 20), (12, 20)]
+    faster = apply(mel, neutral(2, 40, 60, speed=torch.tensor([1.5, 1.0])))  # about the middle
+    assert int(faster[0, 10].argmax()) == round(29.5 - 9.5 / 1.5)
+    assert torch.equal(faster[1], apply(mel, neutral(2, 40, 60))[1])
+    toned = apply(mel, neutral(2, 40, 60, tone=torch.tensor([[0.5], [-0.5]]).expand(2, 40)))
+    torch.testing.assert_close(toned, mel + torch.tensor([0.5, -0.5])[:, None, None])
+    kept = torch.ones(2, 40, 60)
+    kept[0, :, 20] = 0
+    gone = apply(mel, neutral(2, 40, 60, kept=kept))
+    assert gone[0].max() < gone[1].max()
+    left = torch.tensor([True, False])
+    assert torch.equal(apply(mel, neutral(2, 40, 60, left=left, shift=torch.ones(2), kept=kept))[0], mel[0])
 
 
 # ---------------------------------------------------------------- the reward
