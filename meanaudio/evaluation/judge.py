@@ -132,8 +132,8 @@ class Judge(nn.Module):
         """How little of what was asked is heard in features over time [B, 512, T]: nats [B], the mean over parts of a cross entropy.
 
         Parts are looked for in the whole sound; those in order in what is before and after a moment, for all moments that are not too close
-        to an end, of which the best count (a smooth minimum). kept: factors of the hidden layers, [B, H, width] where sounds are heard and
-        [H, width] where captions are read.
+        to an end, of which the best count (a smooth minimum of what the heads say on average). kept: factors of the hidden layers,
+        [B, H, width] where sounds are heard and [H, width] where captions are read.
         """
         heard_by, read_by = kept or (None, None)
         read, ignored = self.read(self.captions, read_by), self.ignored(asked)
@@ -239,7 +239,7 @@ def to_asked(parts: Sequence[Sequence[str]], in_order: Sequence[bool], places: M
 
 
 def kept_units(seed: int, *, shape: Sequence[int], share: float) -> Tensor:
-    """Factors of dropout: 0 for `share` of the units, 1 / (1 - share) for the others."""
+    """Factors of dropout [*shape], of heads and their width: 0 for `share` of the units, 1 / (1 - share) for the others."""
     return (torch.rand(tuple(shape), generator=torch.Generator().manual_seed(seed)) >= share).float() / (1 - share)
 
 

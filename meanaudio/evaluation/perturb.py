@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEFT = 0.25  # share of rows that stay as they are
-SHIFT = 1.5  # bands: deviation of how far everything moves up or down
-STRETCH = 0.05  # deviation of the speed
+SHIFT = 1.5  # bands: deviation of how far everything moves down
+STRETCH = 0.05  # deviation of the speed, about the middle
 CURVE = 0.2  # log10 magnitude: deviation of the slowest of CURVES cosines that change the tone, 4 dB
 CURVES = 5
 FLOOR = (-3.5, -1.2)  # log10 magnitude of the noise below the loud parts of the sound
@@ -26,8 +26,10 @@ DEPTH = 3.0  # log10 magnitude below the loud parts of what is gone
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Of B mels of M bands and F frames. left [B] True: as it was. shift, speed [B]: in bands, and a factor. tone [B, M] in log10
-    magnitude, noise [B, M, F] below the loud parts; kept [B, M, F] 0 where all is gone, otherwise 1."""
+    """Of B mels of M bands and F frames. left [B] True: as it was. shift, speed [B]: in bands downwards, and a factor; past an
+    end its outermost band or frame goes on. tone [B, M] in log10 magnitude, noise [B, M, F]
+    below the loud parts; kept [B, M, F] 0 where all is gone, otherwise 1.
+    """
 
     left: Tensor
     shift: Tensor
@@ -62,18 +64,22 @@ def draw_perturbation(seed: int, bands: int, frames: int) -> Perturbation:
 
 def perturb(mel: Tensor, seeds: Sequence[int]) -> Tensor:
     """log10 mel [B, M, F] -> a little higher or lower, slower or faster, of another tone, with a floor of noise, some bands and a moment
-    gone; a row's own is drawn from its seed.
+    gone; a row's own is drawn from its seed, and a quarter of the rows stay as they are.
     """
+    assert len(seeds) == len(mel)
     drawn = [draw_perturbation(seed, *mel.shape[1:]) for seed in seeds]
-    return apply(mel, Perturbation(*(torch.stack([getattr(p, f.name) for p in drawn]).to(mel.device) for f in fields(Perturbation))))
+    return apply_perturbation(
+        mel, Perturbation(*(torch.stack([getattr(p, f.name) for p in drawn]).to(mel.device) for f in fields(Perturbation)))
+    )
 
 
-def apply(mel: Tensor, by: Perturbation) -> Tensor:
+def apply_perturbation(mel: Tensor, by: Perturbation) -> Tensor:
     """All levels are relative to the row's own, with their gradient: a level held fixed would make it pay to be louder."""
     rows, bands, frames = mel.shape
-    theta = mel.new_zeros(rows, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, 1, 2] = by.speed, 1, 2 * by.shift / (bands - 1)
-    places = F.affine_grid(theta, [rows, 1, bands, frames], align_corners=True)
+    # By hand: autocast would round the places that affine_grid makes to half a frame.
+    along = torch.linspace(-1, 1, frames, device=mel.device) * by.speed[:, None]
+    across = torch.linspace(-1, 1, bands, device=mel.device) + 2 * by.shift[:, None] / max(1, bands - 1)
+    places = torch.stack([along[:, None].expand(rows, bands, frames), across[:, :, None].expand(rows, bands, frames)], -1)
     new = F.grid_sample(mel[:, None], places, padding_mode="border", align_corners=True)[:, 0] + by.tone[:, :, None]
     loud = new.flatten(1).quantile(LOUD, 1)[:, None, None]
     new = torch.logaddexp(new * math.log(10), (loud + by.noise) * math.log(10)) / math.log(10)

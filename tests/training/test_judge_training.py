@@ -1,6 +1,7 @@
 """A judge is trained, and a network's one step goes on by its opinion."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from meanaudio.errors import InputError
 from meanaudio.evaluation import judge as judging
 from meanaudio.evaluation.extractors.aisfx import BANDS, HOP, SAMPLE_RATE, band_filters, compress, fold
 from meanaudio.evaluation.judge import JUDGE_FILE, Judge, MelEars, load_opinion, splits
-from meanaudio.evaluation.perturb import Perturbation, apply, perturb
+from meanaudio.evaluation.perturb import DEPTH, Perturbation, apply_perturbation, perturb
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.judge import JudgeTask
 from meanaudio.training.loop import Loop
@@ -161,10 +162,12 @@ def test_each_sound_of_a_batch_is_judged_alone():
 
 
 def test_heads_judge_one_by_one_and_their_mean_counts():
-    """Of a sound of one caption; the best moment of what is in order is one for all heads."""
+    """What is not in order: the best moment of what is in order is one for all heads."""
     judge, features = judge_of(normals(6, 4, seed=1), heads=3), normals(4, 512, 20, seed=0).abs()
     asked = Asked(torch.tensor([[0, -1], [1, 2], [3, -1], [4, 3]]), torch.zeros(4, dtype=torch.bool))
-    alone = []
+    generator = torch.Generator().manual_seed(0)
+    heard_by, read_by = (torch.randint(2, shape, generator=generator).float() for shape in ((4, 3, 8), (3, 8)))
+    alone, dropped, fits = [], [], []
     for k in range(3):
         single = judge_of(judge.captions, heads=1)
         own = {"audio": judge.audio[k], "text": judge.text[k]}
@@ -172,10 +175,12 @@ def test_heads_judge_one_by_one_and_their_mean_counts():
         rest = {name: x for name, x in judge.state_dict().items() if name.split(".")[0] not in own}
         single.load_state_dict(state | rest | {"log_scale": judge.log_scale[[k]]})
         alone.append(single(features, asked))
+        dropped.append(single(features, asked, (heard_by[:, [k]], read_by[[k]])))
+        fits.append(single.fits(features.amax(2)))
     assert not torch.allclose(alone[0], alone[1])
     torch.testing.assert_close(torch.stack(alone).mean(0), judge(features, asked))
-    fits = judge.fits(features.amax(2))
-    assert fits.shape == (4, 6)
+    torch.testing.assert_close(torch.stack(dropped).mean(0), judge(features, asked, (heard_by, read_by)))
+    torch.testing.assert_close(torch.stack(fits).mean(0), judge.fits(features.amax(2)))
 
 
 @pytest.mark.parametrize("moment", [6, 10, 16])
@@ -322,20 +327,28 @@ def neutral(rows: int, bands: int, frames: int, **changes) -> Perturbation:
 def test_a_perturbation_does_what_it_says():
     mel = torch.full((2, 40, 60), -4.0)
     mel[:, 10, 20] = 1.0
-    torch.testing.assert_close(apply(mel, neutral(2, 40, 60)), mel)
-    moved = apply(mel, neutral(2, 40, 60, shift=torch.tensor([3.0, -2.0])))
+    torch.testing.assert_close(apply_perturbation(mel, neutral(2, 40, 60)), mel)
+    moved = apply_perturbation(mel, neutral(2, 40, 60, shift=torch.tensor([3.0, -2.0])))
     assert [divmod(int(row.argmax()), 60) for row in moved] == [(7, 20), (12, 20)]
-    faster = apply(mel, neutral(2, 40, 60, speed=torch.tensor([1.5, 1.0])))  # about the middle
+    faster = apply_perturbation(mel, neutral(2, 40, 60, speed=torch.tensor([1.5, 1.0])))  # about the middle
     assert int(faster[0, 10].argmax()) == round(29.5 - 9.5 / 1.5)
-    assert torch.equal(faster[1], apply(mel, neutral(2, 40, 60))[1])
-    toned = apply(mel, neutral(2, 40, 60, tone=torch.tensor([[0.5], [-0.5]]).expand(2, 40)))
+    assert torch.equal(faster[1], apply_perturbation(mel, neutral(2, 40, 60))[1])
+    toned = apply_perturbation(mel, neutral(2, 40, 60, tone=torch.tensor([[0.5], [-0.5]]).expand(2, 40)))
     torch.testing.assert_close(toned, mel + torch.tensor([0.5, -0.5])[:, None, None])
     kept = torch.ones(2, 40, 60)
     kept[0, :, 20] = 0
-    gone = apply(mel, neutral(2, 40, 60, kept=kept))
-    assert gone[0].max() < gone[1].max()
+    gone = apply_perturbation(mel, neutral(2, 40, 60, kept=kept))
+    torch.testing.assert_close(gone, torch.where(kept.bool(), mel, -4.0 - DEPTH))  # what is loud here is -4
+    between = apply_perturbation(mel, neutral(2, 40, 60, shift=torch.tensor([0.5, 0.0])))
+    torch.testing.assert_close(between[0, 9:11, 20], torch.full((2,), -1.5))
+    noisy = apply_perturbation(mel, neutral(2, 40, 60, noise=torch.zeros(2, 40, 60)))
+    torch.testing.assert_close(noisy[0, 0, 0], torch.tensor(-4.0 + math.log10(2)))
+    with torch.autocast("cpu", torch.bfloat16):  # which would round places, were they products
+        assert torch.equal(apply_perturbation(mel, neutral(2, 40, 60, shift=torch.tensor([3.0, -2.0]))), moved)
+    for bands, frames in ((1, 1), (1, 9), (2, 1), (80, 2)):
+        assert perturb(normals(3, bands, frames), range(3)).isfinite().all()
     left = torch.tensor([True, False])
-    assert torch.equal(apply(mel, neutral(2, 40, 60, left=left, shift=torch.ones(2), kept=kept))[0], mel[0])
+    assert torch.equal(apply_perturbation(mel, neutral(2, 40, 60, left=left, shift=torch.ones(2), kept=kept))[0], mel[0])
 
 
 # ---------------------------------------------------------------- the reward
