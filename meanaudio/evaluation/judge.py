@@ -133,14 +133,14 @@ class Judge(nn.Module):
 
         Parts are looked for in the whole sound; those in order in what is before and after a moment, for all moments that are not too close
         to an end, of which the best count (a smooth minimum of what the heads say on average). kept: factors of the hidden layers,
-        [B, H, width] where sounds are heard and [H, width] where captions are read.
+        [H, B, width] where sounds are heard and [H, width] where captions are read.
         """
         heard_by, read_by = kept or (None, None)
         read, ignored = self.read(self.captions, read_by), self.ignored(asked)
 
         def cost(heard: Tensor, rows: Tensor, part: int) -> Tensor:
             """[R, N, 512] of sounds number `rows` [R] -> [R, N], the mean of the heads'."""
-            vectors = self.hear(heard, None if heard_by is None else heard_by[rows].movedim(1, 0)[:, :, None])
+            vectors = self.hear(heard, None if heard_by is None else heard_by[:, rows, None])
             logits = (vectors @ read.mT[:, None]).masked_fill(ignored[rows, part, None], float("-inf"))
             own = asked.parts[rows, part].view(1, -1, 1, 1).expand(*vectors.shape[:3], 1)
             return -logits.log_softmax(-1).gather(3, own)[..., 0].mean(0)
@@ -226,7 +226,7 @@ class Opinion:
         mel = self.vae.decode(latents * self.std + self.mean).float()
         own, common = seeds.T.tolist()
         features = self.ears(perturb(mel, own))
-        kept = torch.stack([self.drop(seed) for seed in own]).to(mel), self.drop(common[0]).to(mel)
+        kept = torch.stack([self.drop(seed) for seed in own], 1).to(mel), self.drop(common[0]).to(mel)
         with torch.autocast(latents.device.type, enabled=False):
             return self.judge(features, asked, kept)
 

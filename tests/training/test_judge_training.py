@@ -166,7 +166,7 @@ def test_heads_judge_one_by_one_and_their_mean_counts():
     judge, features = judge_of(normals(6, 4, seed=1), heads=3), normals(4, 512, 20, seed=0).abs()
     asked = Asked(torch.tensor([[0, -1], [1, 2], [3, -1], [4, 3]]), torch.zeros(4, dtype=torch.bool))
     generator = torch.Generator().manual_seed(0)
-    heard_by, read_by = (torch.randint(2, shape, generator=generator).float() for shape in ((4, 3, 8), (3, 8)))
+    heard_by, read_by = (torch.randint(2, shape, generator=generator).float() for shape in ((3, 4, 8), (3, 8)))
     alone, dropped, fits = [], [], []
     for k in range(3):
         single = judge_of(judge.captions, heads=1)
@@ -175,7 +175,7 @@ def test_heads_judge_one_by_one_and_their_mean_counts():
         rest = {name: x for name, x in judge.state_dict().items() if name.split(".")[0] not in own}
         single.load_state_dict(state | rest | {"log_scale": judge.log_scale[[k]]})
         alone.append(single(features, asked))
-        dropped.append(single(features, asked, (heard_by[:, [k]], read_by[[k]])))
+        dropped.append(single(features, asked, (heard_by[[k]], read_by[[k]])))
         fits.append(single.fits(features.amax(2)))
     assert not torch.allclose(alone[0], alone[1])
     torch.testing.assert_close(torch.stack(alone).mean(0), judge(features, asked))
