@@ -16,6 +16,7 @@ from meanaudio.distributed import Environment, process_group
 from meanaudio.errors import InputError
 from meanaudio.memory import keep_freed_memory
 from meanaudio.pipeline import resolve_device
+from meanaudio.precision import DTYPES, warn_if_slow
 from meanaudio.training.codec import VAETask, VocoderTask
 from meanaudio.training.decoder import DecoderTask
 from meanaudio.training.generator import GeneratorTask
@@ -56,6 +57,7 @@ def train(
         told = "loop.accumulate, compile and checkpoint_activations and loading.resident"
         raise InputError(f"{told} are for the generator, not for task {config.task!r}")
     where = own_device(device)
+    warn_if_slow(DTYPES[loop.precision], where)
     if where.type == "cpu":
         keep_freed_memory()
     with process_group(where, loop.rank_timeout):
