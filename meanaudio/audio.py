@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +100,16 @@ def load_audio(path: str | Path, sample_rate: int, start: float = 0.0, duration:
 def fit(audio: Tensor, num_samples: int) -> Tensor:
     """Cut or zero-pad the last axis to exactly `num_samples`."""
     return torch.nn.functional.pad(audio, (0, num_samples - audio.shape[-1]))
+
+
+def join(parts: Sequence[Tensor], overlap: int) -> Tensor:
+    """Parts [..., N] one after another, each fading into the next over `overlap` samples at equal power: [..., sum of N - overlaps]."""
+    joined, rise = parts[0], torch.linspace(0, math.pi / 2, overlap + 2, device=parts[0].device)[1:-1].sin()
+    for part in parts[1:]:
+        end = joined.shape[-1] - overlap
+        between = joined[..., end:] * rise.flip(0) + part[..., :overlap] * rise
+        joined = torch.cat([joined[..., :end], between, part[..., overlap:]], -1)
+    return joined
 
 
 def limit_peak(audio: Tensor, peak: float = 0.98) -> Tensor:

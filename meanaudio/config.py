@@ -316,7 +316,8 @@ class ObjectiveConfig(Config):
     alpha: alpha_flow's way from flow matching (1) to mean flow (0). difference: the time step of finite_difference.
     teacher: folder of the checkpoint that a distillation learns from. halving: the round of a progressive distillation.
     matching: the critic of distribution_matching, and what it keeps. judge: folder of the judge that a reward comes from. anchor: how much
-    the network is held to what it made before.
+    the network is held to what it made before. focus: share of a reward's requests that are drawn by how little the judge heard of them
+    in what the network made when the run began.
     dropped_rows: rows that lose their text regress the plain velocity ("plain") or, in mean_flow, a guided one ("release").
     """
 
@@ -334,6 +335,7 @@ class ObjectiveConfig(Config):
     matching: MatchingConfig = MatchingConfig()
     judge: str | None = None
     anchor: float = Field(0.5, ge=0)
+    focus: float = Field(0.0, ge=0, le=1)
     text_dropout: float = Field(0.1, ge=0, lt=1)
     dropped_rows: Literal["plain", "release"] = "plain"
     adaptive_epsilon: float = Field(1e-3, gt=0)
@@ -781,6 +783,7 @@ class CheckpointConfig(Config):
     seconds: length of the training windows. codec_hash: the name of the network's latents, the sha256 of a VAE file.
     guidance_range: the guidance scales [low, high] that a network which takes one was trained for. scorer: of a checkpoint that has one.
     latent_mean, latent_std: per channel; the network works on (latents - mean) / std.
+    by_event: sounds that a prompt puts one after another are generated one by one, unless told otherwise.
     """
 
     format: Literal[1] = 1
@@ -793,6 +796,7 @@ class CheckpointConfig(Config):
     latent_std: tuple[float, ...]
     guidance_range: tuple[float, float] | None = None
     scorer: ScorerCheckpointConfig | None = None
+    by_event: bool = False
 
     @model_validator(mode="after")
     def _range_is_known(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import warnings
 from collections.abc import Sequence
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.audio import high_pass, limit_peak, match_level, save_audio
+from meanaudio.audio import high_pass, join, limit_peak, match_level, save_audio
 from meanaudio.checkpoint import check_sizes, find_local, read_json
 from meanaudio.codec.codec import Codec, load_codec
 from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
+from meanaudio.data.events import split_events
 from meanaudio.data.shards import NULL_TEXT_FILE, read_null_text
 from meanaudio.errors import InputError, OutsideKnowledge
 from meanaudio.guidance import Classifier, ClassifierGuidance, Reference
@@ -26,8 +28,8 @@ from meanaudio.models.lora import load_with_adapters
 from meanaudio.models.scorer import SCORER_FILE, CaptionClassifier, Scorer, load_scorer
 from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
-from meanaudio.precision import DTYPES, computing_in
-from meanaudio.ranking import best_of, candidate_seeds, check_candidates, outside_notice
+from meanaudio.precision import DTYPES, computing_in, warn_if_slow
+from meanaudio.ranking import best_of, candidate_seeds, check_candidates, event_seeds, outside_notice
 from meanaudio.sampling import integrate, integrate_stochastic, invert, per_sample_noises, uniform_times
 from meanaudio.steering import (
     ALWAYS,
@@ -48,6 +50,8 @@ MAX_PROMPT = 1000  # characters
 MAX_SEED = 2**63 - 1
 FAST = "fast"  # a vocoder's name: the default checkpoint's, which is a small fraction of BigVGAN's work
 REMEMBERED_TEXTS = 64
+SHORTEST_EVENT = 0.5  # seconds: a prompt of more sounds than there is room for is not parted
+OVERLAP = 0.05  # seconds in which one sound of a parted prompt fades into the next
 
 
 def read_checkpoint_config(folder: Path) -> CheckpointConfig:
@@ -81,7 +85,8 @@ def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
 class Audio:
     """Generated sound. samples: [B, N] float32 on the CPU, peaks within 0.98. parameters: one dict a clip that makes it again.
 
-    Where candidates were ranked they also say the clip's score, and chosen_seed, which makes the clip again without its rivals.
+    Where candidates were ranked they also say the clip's score, and chosen_seed, which makes the clip again without its rivals; of a clip
+    of several events a list, each of which makes its event, alone and in its share of the time.
     evaluations: of networks, a clip, on average.
     """
 
@@ -142,6 +147,7 @@ class MeanAudio:
         if where.type == "cpu":
             keep_freed_memory()
         precision = resolve_dtype(dtype, where)
+        warn_if_slow(precision, where)
         config = read_checkpoint_config(folder)
         finite = not check_sizes(folder)  # a converted checkpoint's weights were looked through when it was made
         encoder = make_encoder(config.text.encoder, max_tokens=config.text.max_tokens, device=str(where), folder=folder, dtype=precision)
@@ -242,6 +248,7 @@ class MeanAudio:
         seed: int | None = None,
         num_candidates: int = 1,
         keep: int = 1,
+        by_event: bool | None = None,
         level_db: float | None = -18.0,
     ) -> Audio:
         """One clip a prompt, exactly `duration` seconds (default: the length the checkpoint was trained at).
@@ -257,6 +264,9 @@ class MeanAudio:
         at random if None (see Audio.parameters).
         num_candidates: so many clips are drawn for each prompt, and the `keep` that fit it best by the checkpoint's scorer are decoded, the
         best first. Candidate j of clip k is drawn from seed + k + 2654435769 j.
+        by_event: what a prompt says is heard one after another ("a dog barks, then a door slams"; data/events.py) is generated sound by
+        sound, each in its share of the time and at its own level, and joined; None: as the checkpoint does (`config.by_event`). Event j is
+        drawn from the clip's seed + 1779033703 j, and candidates are ranked event by event.
         level_db: each clip's loudest 400 ms is brought to this level in dBFS, peaks permitting; None leaves levels as they come. Below
         20 Hz nothing is left.
         Raises InputError for an empty or overlong prompt, for numbers out of range, and for guidance or candidates that this checkpoint
@@ -265,31 +275,47 @@ class MeanAudio:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         duration = self.config.seconds if duration is None else duration
         _check(prompts, duration, negative_prompt, seed, level_db)
-        if duration > 1.5 * self.config.seconds:
-            warnings.warn(f"{self.name} was trained on {self.config.seconds:g} s; {duration:g} s may drift or repeat", stacklevel=2)
         check_candidates(self.name, self.scorer is not None, num_candidates, keep)
+        parted = self.config.by_event if by_event is None else by_event
+        events = [_events(prompt, duration) if parted else [prompt] for prompt in prompts]
+        if (longest := duration / min(map(len, events))) > 1.5 * self.config.seconds:
+            warnings.warn(f"{self.name} was trained on {self.config.seconds:g} s; {longest:g} s may drift or repeat", stacklevel=2)
         first = secrets.randbelow(2**31) if seed is None else seed
-        seeds = candidate_seeds(first, len(prompts), num_candidates)
+        texts = [event for each in events for event in each]
+        seeds = candidate_seeds(event_seeds(first, [len(each) for each in events]), num_candidates)
         text, steering = self.steer(
-            [prompt for prompt in prompts for _ in range(num_candidates)], guidance_scale=guidance_scale, negative_prompt=negative_prompt,
+            [event for event in texts for _ in range(num_candidates)], guidance_scale=guidance_scale, negative_prompt=negative_prompt,
             guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier, classifier_scale=classifier_scale,
             classifier_reference=classifier_reference,
         )  # fmt: skip
-        self._tell_what_is_outside(prompts, text[::num_candidates])
-        num_latents = self.codec.spec.covering_latents(duration)
-        latents = self.sample_latents(text, seeds, num_latents, steps=steps, steering=steering, stochastic=stochastic)
+        self._tell_what_is_outside(texts, text[::num_candidates])
+        samples = torch.empty(len(prompts), keep, self.codec.spec.num_samples(duration))
+        chosen: list[list[dict[str, Any]]] = [[]] * len(prompts)
+        rows = torch.arange(len(seeds)).split([len(each) * num_candidates for each in events])
+        for count in sorted(set(map(len, events))):  # clips of as many sounds, which are equally long, at once
+            clips = [k for k, each in enumerate(events) if len(each) == count]
+            some = torch.cat([rows[k] for k in clips])
+            samples[clips], told = self._clips(
+                text[some.to(self.device)], steering.of(some), [seeds[i] for i in some], samples.shape[-1], events=count, keep=keep,
+                candidates=num_candidates, steps=steps, stochastic=stochastic, level_db=level_db,
+            )  # fmt: skip
+            for k, each in zip(clips, told, strict=True):
+                chosen[k] = each
         shared = {"model": self.name, "duration": duration, "steps": steps, "guidance_scale": guidance_scale, "level_db": level_db}
         options = {
             "negative_prompt": negative_prompt, "guidance_limits": None if tuple(guidance_limits) == ALWAYS else list(guidance_limits),
             "guide_with": guide_with and str(guide_with), "stochastic": stochastic or None,
+            "by_event": None if parted == self.config.by_event else parted,
         }  # fmt: skip
         shared |= {key: value for key, value in options.items() if value is not None}
         if isinstance(classifier, str | Path):
             shared |= {"classifier": str(classifier), "classifier_scale": classifier_scale, "classifier_reference": classifier_reference}
-        parameters = [{"prompt": p, "seed": first + k, **shared} for k, p in enumerate(prompts)]
-        if num_candidates > 1:
-            latents, parameters = self._ranked(latents, text, parameters, seeds, keep)
-        return self._audio(latents, duration, level_db, parameters, steering)
+        parameters = [
+            {"prompt": prompt, "seed": first + k, **shared, **({"events": events[k]} if len(events[k]) > 1 else {}), **each}
+            for k, prompt in enumerate(prompts)
+            for each in chosen[k]
+        ]
+        return Audio(samples.flatten(0, 1), self.sample_rate, parameters, steering.evaluations.clips / len(parameters))
 
     @torch.inference_mode()
     def score(self, latents: Tensor, text: TextFeatures) -> Tensor:
@@ -298,18 +324,36 @@ class MeanAudio:
             raise InputError(f"{self.name} has no scorer (docs/scorer.md)")
         return self.scorer(latents, text.pooled.float())
 
-    def _ranked(
-        self, latents: Tensor, text: TextFeatures, parameters: list[dict[str, Any]], seeds: list[int], keep: int
-    ) -> tuple[Tensor, list[dict[str, Any]]]:
-        """Of each clip's candidates the `keep` best, the best first, and their parameters."""
-        count, scores = len(seeds) // len(parameters), self.score(latents, text)
-        places = best_of(scores, count, keep)
-        kept = []
-        for k, i in enumerate(places):
-            place: dict[str, Any] = {"keep": keep, "rank": k % keep + 1} if keep > 1 else {}
-            chosen = {"chosen_seed": seeds[i], "score": round(scores[i].item(), 4)}
-            kept.append({**parameters[i // count], "num_candidates": count, **place, **chosen})
-        return latents[places], kept
+    def _clips(
+        self, text: TextFeatures, steering: Steering, seeds: Sequence[int], num_samples: int, *, events: int, candidates: int, keep: int,
+        steps: int, stochastic: bool, level_db: float | None,
+    ) -> tuple[Tensor, list[list[dict[str, Any]]]]:  # fmt: skip
+        """Clips of `events` sounds each [B, keep, num_samples], and what their parameters say of how they were chosen.
+
+        text, seeds: of B * events * candidates sounds, clip by clip and event by event.
+        """
+        overlap = round(OVERLAP * self.sample_rate)
+        length = math.ceil((num_samples + (events - 1) * overlap) / events)
+        num_latents = self.codec.spec.covering_latents(length / self.sample_rate)
+        latents = self.sample_latents(text, seeds, num_latents, steps=steps, steering=steering, stochastic=stochastic)
+        told: list[list[dict[str, Any]]] = [[{}]] * (len(seeds) // events)
+        if candidates > 1:
+            scores = self.score(latents, text)
+            best = torch.tensor(best_of(scores, candidates, keep)).unflatten(0, (-1, events, keep))
+            latents = latents[best.flatten().to(latents.device)]
+            told = [
+                [
+                    {
+                        "num_candidates": candidates, **({"keep": keep, "rank": rank} if keep > 1 else {}),
+                        "chosen_seed": seeds[places[0]] if events == 1 else [seeds[i] for i in places],
+                        "score": round(scores[places].mean().item(), 4),
+                    }
+                    for rank, places in enumerate(clip.T.tolist(), 1)
+                ]
+                for clip in best
+            ]  # fmt: skip
+        sounds = self._sound(latents, length, level_db).unflatten(0, (-1, events, keep))
+        return limit_peak(join(sounds.unbind(1), overlap)[..., :num_samples]), told
 
     def _tell_what_is_outside(self, prompts: Sequence[str], text: TextFeatures) -> None:
         if self.scorer is not None and (notice := outside_notice(self.name, self.scorer, prompts, text.pooled)):
@@ -351,7 +395,8 @@ class MeanAudio:
         shared = {"model": self.name, "source": source, "strength": strength, "steps": steps, "iterations": iterations}
         shared |= {"guidance_scale": guidance_scale, "level_db": level_db}
         shared |= {"negative_prompt": negative_prompt} if negative_prompt else {}
-        return self._audio(moved, duration, level_db, [{"prompt": p, **shared} for p in prompts], steering)
+        parameters = [{"prompt": prompt, **shared} for prompt in prompts]
+        return Audio(self._sound(moved, len(audio), level_db), self.sample_rate, parameters, steering.evaluations.clips / len(prompts))
 
     def steer(
         self, prompts: Sequence[str], *, guidance_scale: float = 1.0, negative_prompt: str | None = None,
@@ -402,18 +447,22 @@ class MeanAudio:
     def _codecs(self) -> set[str]:
         return {self.config.codec_hash} if self.folder is None else codec_names(self.folder, self.config)
 
-    def _audio(
-        self, latents: Tensor, duration: float, level_db: float | None, parameters: list[dict[str, Any]], steering: Steering
-    ) -> Audio:
-        """Decoded, freed of what nobody hears, brought to its level and kept from clipping."""
-        samples = high_pass(self.decode(latents, self.codec.spec.num_samples(duration)).cpu(), self.sample_rate)
+    def _sound(self, latents: Tensor, num_samples: int, level_db: float | None) -> Tensor:
+        """Decoded, freed of what nobody hears, brought to its level and kept from clipping: [B, num_samples]."""
+        samples = high_pass(self.decode(latents, num_samples).cpu(), self.sample_rate)
         if level_db is not None:
             samples = match_level(samples, level_db, self.sample_rate)
-        return Audio(limit_peak(samples), self.sample_rate, parameters, steering.evaluations.clips / len(parameters))
+        return limit_peak(samples)
 
     def precision(self) -> torch.autocast:
         """The context that `dtype` asks for: the two inner stages need it where they are called by hand."""
         return computing_in(self.dtype, self.device)
+
+
+def _events(prompt: str, duration: float) -> list[str]:
+    """What is to be heard one after another; the prompt itself where there is no room for that."""
+    events = split_events(prompt)
+    return events if duration / len(events) >= SHORTEST_EVENT else [prompt]
 
 
 def _check(prompts: list[str], duration: float, negative_prompt: str | None, seed: int | None, level_db: float | None) -> None:

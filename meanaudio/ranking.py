@@ -15,6 +15,7 @@ MAX_CANDIDATES = 256
 # Between the seeds of a clip's candidates: 2^32 over the golden ratio, so that they meet none of other clips', whose seeds follow each
 # other. Not a multiple of 2^32: torch draws the same numbers from seeds that differ by one [measured].
 STRIDE = 2_654_435_769
+EVENT_STRIDE = 1_779_033_703  # the same of events: 2^32 times (the square root of 2, less 1)
 SEEDS = 2**63
 SHOWN_WORDS, SHOWN_PROMPTS = 8, 3
 
@@ -29,9 +30,14 @@ def check_candidates(name: str, has_scorer: bool, num_candidates: int, keep: int
         raise InputError(f"num_candidates = {num_candidates}: {name} has no scorer to rank them with (docs/scorer.md); use 1")
 
 
-def candidate_seeds(first: int, clips: int, num_candidates: int) -> list[int]:
-    """Seeds of all candidates, clip by clip: candidate j of clip k has first + k + j STRIDE, modulo 2^63, so candidate 0 its own."""
-    return [(first + k + j * STRIDE) % SEEDS for k in range(clips) for j in range(num_candidates)]
+def event_seeds(first: int, counts: Sequence[int]) -> list[int]:
+    """Seeds of what is heard one after another, clip by clip: event j of clip k has first + k + j EVENT_STRIDE, modulo 2^63."""
+    return [(first + k + j * EVENT_STRIDE) % SEEDS for k, count in enumerate(counts) for j in range(count)]
+
+
+def candidate_seeds(own: Sequence[int], num_candidates: int) -> list[int]:
+    """Seeds of all candidates: candidate j has its own seed + j STRIDE, modulo 2^63, so candidate 0 its own."""
+    return [(seed + j * STRIDE) % SEEDS for seed in own for j in range(num_candidates)]
 
 
 def best_of(scores: Tensor, num_candidates: int, keep: int) -> list[int]:

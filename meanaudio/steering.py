@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,10 @@ class Steering:
     class_text: Callable[[Sequence[int]], TextFeatures] | None = None
     settings: ClassifierGuidance = field(default_factory=ClassifierGuidance)
     evaluations: Evaluations = field(default_factory=Evaluations)
+
+    def of(self, rows: Tensor) -> Steering:
+        """The same for some of the clips [R], on the CPU. `away` must be one row or None."""
+        return replace(self, wanted=None if self.wanted is None else self.wanted[rows.to(self.wanted.device)])
 
 
 def steered_field(network: Transformer, config: CheckpointConfig, text: TextFeatures, steering: Steering) -> Field:

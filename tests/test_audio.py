@@ -12,6 +12,7 @@ from meanaudio.audio import (
     AudioSpec,
     fit,
     high_pass,
+    join,
     limit_peak,
     load_audio,
     match_level,
@@ -67,6 +68,19 @@ def test_limit_peak_leaves_quiet_clips_alone():
     assert limited.abs().amax(1).tolist() == pytest.approx([0.98, audio[1].abs().max().item()])
     assert torch.equal(limited[1], audio[1])
     assert torch.equal(limit_peak(torch.zeros(3)), torch.zeros(3))
+
+
+def test_joined_parts_fade_into_each_other_at_equal_power():
+    parts = [torch.full((2, 10), 1.0), torch.full((2, 9), 2.0), torch.full((2, 5), 3.0)]
+    assert join(parts[:1], 4) is parts[0]
+    assert torch.equal(join(parts, 0), torch.cat(parts, 1))
+    whole = join(parts, 4)
+    assert whole.shape == (2, 10 + 9 + 5 - 8)
+    assert torch.equal(whole[:, :6], parts[0][:, :6]) and torch.equal(whole[:, -1:], parts[2][:, -1:])
+    rise, fall = (join([torch.full((1, 9), a), torch.full((1, 9), b)], 4)[0, 5:9] for a, b in ((0.0, 1.0), (1.0, 0.0)))
+    torch.testing.assert_close(rise**2 + fall**2, torch.ones(4))
+    assert (rise.diff() > 0).all()
+    torch.testing.assert_close(whole[0, 6:10], fall + 2 * rise)
 
 
 # ---------------------------------------------------------------- files

@@ -48,6 +48,26 @@ def test_a_clip_is_the_same_alone_and_in_a_batch_with_candidates_too(model):
         assert alone.parameters[0]["chosen_seed"] == together.parameters[k]["chosen_seed"]
 
 
+def test_events_have_candidates_of_their_own(model):
+    """Each of successive sounds is the best of its own candidates, made again by its own seed."""
+    prompt = "a dog barks, then rain falls"
+    chosen = model.generate(prompt, by_event=True, duration=1.2, seed=5, num_candidates=4, keep=2)
+    assert [told["rank"] for told in chosen.parameters] == [1, 2]
+    length = 10000  # samples of each, 800 of which overlap
+    scores = []
+    for place, event in enumerate(["a dog barks", "rain falls"]):
+        text, seeds = model.encode_text([event]), [5 + place * 1_779_033_703 + 2_654_435_769 * j for j in range(4)]
+        found = model.score(model.sample_latents(text.expand(4), seeds, 10), text.expand(4))
+        assert [told["chosen_seed"][place] for told in chosen.parameters] == [seeds[i] for i in found.argsort(descending=True)[:2]]
+        scores.append(found.max().item())
+        again = model.generate(event, duration=length / 16000, seed=chosen.parameters[0]["chosen_seed"][place])
+        part = slice(0, 9200) if place == 0 else slice(800, length)
+        start = place * (length - 800)
+        torch.testing.assert_close(chosen.samples[0, start + part.start : start + part.stop], again.samples[0, part], atol=1e-4, rtol=1e-4)
+    assert chosen.parameters[0]["score"] == pytest.approx(sum(scores) / 2, abs=1e-3)
+    assert chosen.evaluations == 4
+
+
 def test_several_can_be_kept_the_best_first_and_only_they_are_decoded(model, monkeypatch):
     decoded = []
     decode = model.codec.decode

@@ -9,6 +9,7 @@ from fakes import LATENT_DIM, fill
 from safetensors.torch import load_file, save_file
 
 from meanaudio.audio import read_metadata
+from meanaudio.checkpoint import read_json, write_json
 from meanaudio.codec.codec import make_vocoder
 from meanaudio.config import CodecConfig, MelConfig
 from meanaudio.errors import InputError
@@ -333,3 +334,67 @@ def test_compiled_it_sounds_the_same(tiny_checkpoint, fast_text, model, monkeypa
     compiled = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", compile=True)
     exact, made = (m.generate("rain", seed=0).samples for m in (model, compiled))
     torch.testing.assert_close(made, exact, atol=1e-4, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- sounds one after another
+
+
+def test_successive_sounds_are_made_one_by_one_and_joined(model):
+    """Each is what its own words, its own seed and its share of the time make; a whisper of both where they meet."""
+    audio = model.generate("a dog barks, then rain falls", by_event=True, duration=1.5, seed=7)
+    assert audio.samples.shape == (1, 24000)
+    assert audio.evaluations == 2
+    assert audio.parameters[0]["events"] == ["a dog barks", "rain falls"]
+    length = 12400  # half of what there is with 800 samples of overlap
+    first = model.generate("a dog barks", duration=length / 16000, seed=7).samples[0]
+    second = model.generate("rain falls", duration=length / 16000, seed=7 + 1_779_033_703).samples[0]
+    torch.testing.assert_close(audio.samples[0, :11600], first[:11600], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(audio.samples[0, 12400:], second[800:], atol=1e-4, rtol=1e-4)
+    rise = torch.linspace(0, torch.pi / 2, 802)[1:-1].sin()
+    torch.testing.assert_close(audio.samples[0, 11600:12400], first[11600:] * rise.flip(0) + second[:800] * rise, atol=1e-4, rtol=1e-4)
+
+
+def test_clips_of_one_and_of_several_sounds_share_a_batch(model):
+    prompts = ["rain", "a dog barks, then rain falls", "wind", "a hit, then a bell, then wind", "a bird sings before rain falls"]
+    together = model.generate(prompts, by_event=True, duration=1.6, seed=5, steps=2, guidance_scale=2.0)
+    assert [len(told.get("events", [""])) for told in together.parameters] == [1, 2, 1, 3, 2]
+    for k, prompt in enumerate(prompts):
+        alone = model.generate(prompt, by_event=True, duration=1.6, seed=5 + k, steps=2, guidance_scale=2.0)
+        torch.testing.assert_close(alone.samples[0], together.samples[k], atol=1e-4, rtol=1e-4)
+        assert alone.parameters[0] == together.parameters[k]
+
+
+def test_a_checkpoint_says_whether_sounds_are_made_one_by_one(model, checkpoint_copy, fast_text):
+    prompt = "a dog barks, then rain falls"
+    whole, parted = (model.generate(prompt, seed=1, by_event=by_event) for by_event in (False, True))
+    assert (whole.samples - parted.samples).abs().max() > 1e-2
+    assert torch.equal(whole.samples, model.generate(prompt, seed=1).samples)
+    assert "by_event" not in whole.parameters[0] and parted.parameters[0]["by_event"] is True
+    write_json(checkpoint_copy / "config.json", {**read_json(checkpoint_copy / "config.json"), "by_event": True})
+    other = MeanAudio.from_pretrained(checkpoint_copy, device="cpu")
+    assert torch.equal(parted.samples, other.generate(prompt, seed=1).samples)
+    assert torch.equal(whole.samples, other.generate(prompt, seed=1, by_event=False).samples)
+    assert other.generate(prompt, seed=1, by_event=False).parameters[0]["by_event"] is False
+
+
+def test_without_room_for_several_sounds_a_prompt_stays_whole(model):
+    prompt = "a dog barks, then rain falls"
+    assert torch.equal(*(model.generate(prompt, seed=1, duration=0.9, by_event=by_event).samples for by_event in (False, True)))
+
+
+def test_several_sounds_are_warned_of_by_their_own_length(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate("a dog barks, then rain falls", seed=1, duration=2.0, by_event=True)
+    with pytest.warns(UserWarning, match="2 s may drift"):
+        model.generate(["rain", "a dog barks, then rain falls"], seed=1, duration=2.0, by_event=True)
+
+
+@pytest.mark.parametrize("level_db", [-30.0, None])
+def test_every_one_of_several_sounds_has_its_level(model, level_db):
+    audio = model.generate("a dog barks, then rain falls", seed=1, duration=2.0, by_event=True, level_db=level_db).samples[0]
+    levels = [20 * part.unfold(0, 6400, 1600).square().mean(1).amax().sqrt().log10().item() for part in (audio[:15600], audio[16400:])]
+    if level_db is not None:
+        assert levels == pytest.approx([level_db] * 2, abs=0.5)
+    else:
+        assert max(abs(level + 30) for level in levels) > 1

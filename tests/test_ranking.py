@@ -8,23 +8,32 @@ from hypothesis import strategies as st
 
 from meanaudio.errors import InputError
 from meanaudio.models.scorer import load_scorer
-from meanaudio.ranking import MAX_CANDIDATES, best_of, candidate_seeds, check_candidates, outside_notice
+from meanaudio.ranking import MAX_CANDIDATES, best_of, candidate_seeds, check_candidates, event_seeds, outside_notice
 from meanaudio.sampling import per_sample_noise
 
 
 @given(st.integers(0, 2**63 - 1001), st.integers(1, 300), st.integers(1, MAX_CANDIDATES))
 def test_candidates_have_their_own_seeds_whatever_stands_beside_them(first, clips, count):
-    seeds = candidate_seeds(first, clips, count)
+    seeds = candidate_seeds(range(first, first + clips), count)
     assert seeds[::count] == [first + k for k in range(clips)]
     assert len({seed % 2**32 for seed in seeds}) == clips * count  # torch's generator takes 32 bits
     assert all(0 <= seed < 2**63 for seed in seeds)
     last = clips - 1
-    assert candidate_seeds(first + last, 1, count) == seeds[last * count :]
-    assert candidate_seeds(first, 1, 1 + count // 2) == seeds[: 1 + count // 2][:count]
+    assert candidate_seeds([first + last], count) == seeds[last * count :]
+    assert candidate_seeds([first], 1 + count // 2) == seeds[: 1 + count // 2][:count]
+
+
+@given(st.integers(0, 2**63 - 1001), st.lists(st.integers(1, 4), min_size=1, max_size=50), st.integers(1, 8))
+def test_events_have_their_own_seeds_the_first_the_clips(first, counts, candidates):
+    seeds = event_seeds(first, counts)
+    starts = [sum(counts[:k]) for k in range(len(counts))]
+    assert [seeds[i] for i in starts] == [first + k for k in range(len(counts))]
+    assert event_seeds(first + len(counts) - 1, counts[-1:]) == seeds[starts[-1] :]
+    assert len({seed % 2**32 for seed in candidate_seeds(seeds, candidates)}) == len(seeds) * candidates
 
 
 def test_candidates_are_other_noises():
-    noise = per_sample_noise((4,), candidate_seeds(42, 3, 4))
+    noise = per_sample_noise((4,), candidate_seeds(range(42, 45), 4))
     assert len({tuple(row.tolist()) for row in noise}) == 12
 
 

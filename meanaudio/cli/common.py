@@ -19,6 +19,10 @@ app.add_typer(data_app, name="data")
 Model = Annotated[str, typer.Option("--model", "-m", help="A checkpoint's name or folder.")]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps; the best there is if left out.")]
 Dtype = Annotated[Optional[str], typer.Option(help="float32 or bf16; bf16 on CUDA and float32 elsewhere if left out.")]
+ByEvent = Annotated[
+    Optional[bool],
+    typer.Option("--by-event/--as-a-whole", help="Make 'X, then Y' sound by sound, or in one; as the checkpoint does if left out."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Columns = Annotated[Optional[list[str]], typer.Option("--column", help="field=COLUMN of the table, such as caption=text; may be repeated.")]
 Workers = Annotated[Optional[int], typer.Option(help="Files read at once; as many as there are cores if left out.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.cli.common import Device, Dtype, Model, app
+from meanaudio.cli.common import ByEvent, Device, Dtype, Model, app
 
 Guidance = Annotated[
     float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none. A checkpoint that takes it as an input has its own range.")
@@ -55,6 +55,7 @@ def generate(
         int, typer.Option("--candidates", "-n", help="Draw so many clips a prompt, and keep what fits it best (docs/scorer.md).")
     ] = 1,
     keep: Annotated[int, typer.Option("--keep", "-k", help="Of the candidates, how many to keep: NAME-1.wav is the best.")] = 1,
+    by_event: ByEvent = None,
     lora: Annotated[
         Optional[str], typer.Option(help="Folder of adapters that were trained on this checkpoint; folder:0.5 takes half of them.")
     ] = None,
@@ -72,7 +73,7 @@ def generate(
         everything, out, model=model, duration=duration, steps=steps, seed=seed, level_db=level, guidance_scale=guidance,
         negative_prompt=negative_prompt, guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier,
         classifier_scale=classifier_scale, classifier_reference=classifier_reference, stochastic=stochastic, num_candidates=candidates,
-        keep=keep, lora=lora, device=device, dtype=dtype, vocoder=vocoder, compile=compile_, spectrogram=spectrogram,
+        keep=keep, by_event=by_event, lora=lora, device=device, dtype=dtype, vocoder=vocoder, compile=compile_, spectrogram=spectrogram,
     )  # fmt: skip
 
 
@@ -133,11 +134,12 @@ def pack(
     weights: Annotated[
         Literal["float32", "float16", "int8"], typer.Option(help="How weights are stored; int8: those of the network and the vocoder.")
     ] = "float16",
+    by_event: ByEvent = None,
 ) -> None:
     """Write a checkpoint for release: one self-describing folder, in half precision or less."""
     from meanaudio.pack import pack as run
 
-    run(network, out, codec=codec, scorer=scorer, weights=weights)
+    run(network, out, codec=codec, scorer=scorer, weights=weights, by_event=by_event)
     total = sum(p.stat().st_size for p in out.glob("*.safetensors"))
     print(f"{out}: {total / 1e6:.1f} MB")
 

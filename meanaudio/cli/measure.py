@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.cli.common import Device, Dtype, Lists, Model, Quiet, Set, app
+from meanaudio.cli.common import ByEvent, Device, Dtype, Lists, Model, Quiet, Set, app
 from meanaudio.errors import InputError
 
 
@@ -237,6 +237,7 @@ def evaluate_prompts(
     steps: Annotated[int, typer.Option(help="Network evaluations a clip.")] = 1,
     guidance: Annotated[float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none.")] = 1.0,
     candidates: Annotated[int, typer.Option("--candidates", "-n", help="Drawn for each clip; the best by the scorer is taken.")] = 1,
+    by_event: ByEvent = None,
     seed: Annotated[int, typer.Option(help="Seed of the first clip; clip k is drawn from seed + k.")] = 0,
     device: Device = None,
     quiet: Quiet = False,
@@ -249,7 +250,7 @@ def evaluate_prompts(
     with tqdm(unit="clip", disable=quiet) as bar:
         found = named(
             model, manifest, extractor=extractor, concepts=concepts, prompts=prompts, outputs=outputs, steps=steps, guidance_scale=guidance,
-            candidates=candidates, seed=seed, device=device, progress=bar.update,
+            candidates=candidates, by_event=by_event, seed=seed, device=device, progress=bar.update,
         )  # fmt: skip
     print(found.to_text())
 

@@ -147,7 +147,7 @@ class KnownCaptions:
         for start in range(0, len(prompts), CHUNK):
             some = prompts[start : start + CHUNK]
             text, steering = pipeline.steer([prompt for prompt in some for _ in range(candidates)], **options)
-            seeds = candidate_seeds(self.seed + start, len(some), candidates)
+            seeds = candidate_seeds(range(self.seed + start, self.seed + start + len(some)), candidates)
             latents = pipeline.sample_latents(text, seeds, num_latents, steps=steps, steering=steering, stochastic=stochastic)
             if candidates > 1:
                 latents = latents[best_of(pipeline.score(latents, text), candidates, 1)]
