@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -94,23 +94,34 @@ def merge_lora(base: str | Path, lora: str | Path, out: Path) -> None:
     _write_with(folder, network.state_dict(), out)
 
 
-def blend(first: str | Path, second: str | Path, out: Path, *, share: float) -> None:
-    """Write the checkpoint `out`: `first` with the weights (1 - share) * first's + share * second's; all other files are `first`'s.
+def blend(checkpoints: Sequence[str | Path], out: Path, *, share: float | None = None) -> None:
+    """Write the checkpoint `out`: the first of `checkpoints` with a mean of all their networks' weights; all other files are the first's.
 
-    Networks that came from one and went different ways can be better between than at either end (Wortsman et al., arXiv 2203.05482). Raises
-    InputError unless 0 < share < 1, if the networks differ in more than their weights, or if `out` already holds something.
+    share: how much of the last there is, the others sharing the rest evenly; as much as of each other if None. Networks that came from
+    one and went different ways can be better between than at any end (Wortsman et al., arXiv 2203.05482). Raises InputError for fewer
+    than two, unless 0 < share < 1, if the networks differ in more than their weights, or if `out` already holds something.
     """
     _require_free(out)
-    if not 0 < share < 1:
-        raise InputError(f"share = {share}: how much of {second} there is, between 0 and 1")
-    folders = find_checkpoint(first), find_checkpoint(second)
-    ours, theirs = map(read_checkpoint_config, folders)
-    mean, std = ours.latent_mean, ours.latent_std
-    check_same_latents(folders[1], theirs, codecs=codec_names(folders[0], ours), text=ours.text, mean=mean, std=std)
-    if ours.network != theirs.network or ours.guidance_range != theirs.guidance_range:
-        raise InputError(f"{second}: its network is another than that of {first}; weights of one kind of network alone can be blended")
-    a, b = (load_network(folder, ours.network).state_dict() for folder in folders)
-    _write_with(folders[0], {name: torch.lerp(value, b[name], share) for name, value in a.items()}, out)
+    if len(checkpoints) < 2:
+        raise InputError(f"{len(checkpoints)} checkpoint(s): two or more are blended")
+    rest = len(checkpoints) - 1
+    last = 1 / len(checkpoints) if share is None else share
+    if not 0 < last < 1:
+        raise InputError(f"share = {share}: how much of {checkpoints[-1]} there is, between 0 and 1")
+    folders = [find_checkpoint(checkpoint) for checkpoint in checkpoints]
+    ours, *others = map(read_checkpoint_config, folders)
+    codecs, mean, std = codec_names(folders[0], ours), ours.latent_mean, ours.latent_std
+    for folder, theirs in zip(folders[1:], others, strict=True):
+        check_same_latents(folder, theirs, codecs=codecs, text=ours.text, mean=mean, std=std)
+        if ours.network != theirs.network or ours.guidance_range != theirs.guidance_range:
+            raise InputError(
+                f"{folder}: its network is another than that of {folders[0]}; weights of one kind of network alone can be blended"
+            )
+    blended = dict[str, Tensor]()
+    for folder, weight in zip(folders, [(1 - last) / rest] * rest + [last], strict=True):
+        for name, value in load_network(folder, ours.network).state_dict().items():
+            blended[name] = blended.get(name, 0) + weight * value
+    _write_with(folders[0], blended, out)
 
 
 def _require_free(out: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line: every verb end to end on tiny things, and every refusal with exit code 2, one line, and nothing half-written."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -235,6 +236,20 @@ def test_a_blend_lies_between_two_checkpoints_and_sounds(run, fast_text, tiny_ch
     assert code == 0, err
 
 
+def test_several_checkpoints_are_blended_in_equal_shares_or_as_much_as_is_said_of_the_last(run, tiny_checkpoint, tmp_path):
+    states = []
+    for seed in (5, 6, 7):
+        shutil.copytree(tiny_checkpoint, tmp_path / str(seed))
+        states.append(fill(make_network(tiny_network(sequence_dim=384, pooled_dim=384)), seed, 0.1).state_dict())
+        save_weights(tmp_path / str(seed) / "network.safetensors", states[-1])
+    for out, options, weights in (("even", [], (1 / 3, 1 / 3, 1 / 3)), ("most", ["--share", 0.5], (0.25, 0.25, 0.5))):
+        code, _, err = run("blend", *(tmp_path / str(seed) for seed in (5, 6, 7)), "-o", tmp_path / out, *options)
+        assert code == 0, err
+        for name, value in load_weights(tmp_path / out / "network.safetensors").items():
+            expected = sum(weight * state[name] for weight, state in zip(weights, states, strict=True))
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -263,6 +278,7 @@ def test_checkpoints_that_cannot_be_blended_are_refused(refused, tiny_checkpoint
     for share in (0, 1, 1.5):
         refused(f"share = {share:.1f}: how much of", "blend", tiny_checkpoint, checkpoint_copy, "--share", share, "-o", "out")
     refused("already exists", "blend", tiny_checkpoint, checkpoint_copy, "-o", checkpoint_copy)
+    refused("1 checkpoint(s): two or more", "blend", tiny_checkpoint, "-o", "out")
     values = read_json(checkpoint_copy / "config.json")
     for change, told in (
         ({"network": values["network"] | {"mask_text": False}}, "its network is another"),

@@ -164,15 +164,16 @@ def merge_lora(
 
 @app.command()
 def blend(
-    first: Annotated[str, typer.Argument(help="A checkpoint's name or folder.")],
-    second: Annotated[str, typer.Argument(help="Another with the same kind of network, codec and text encoder.")],
+    checkpoints: Annotated[list[str], typer.Argument(help="Names or folders, with the same kind of network, codec and text encoder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new checkpoint.")],
-    share: Annotated[float, typer.Option(help="How much of the second there is, between 0 and 1.")] = 0.5,
+    share: Annotated[
+        Optional[float], typer.Option(help="How much of the last there is, between 0 and 1; equal shares if left out.")
+    ] = None,
 ) -> None:
-    """Write a checkpoint whose weights lie between those of two, which came from one and were trained differently."""
+    """Write a checkpoint whose weights lie between those of others, which came from one and were trained differently."""
     from meanaudio.pack import blend as run
 
-    run(first, second, out, share=share)
+    run(checkpoints, out, share=share)
     _print_size(out)
 
 
