@@ -506,6 +506,31 @@ def test_packing_stores_weights_in_32_16_or_8_bits_and_sounds_alike(fast_text, t
     assert vaes[0] == vaes[1]  # its hash names the latents
 
 
+def test_packing_says_how_a_checkpoint_goes_about_successive_sounds(run, fast_text, tiny_checkpoint, tmp_path):
+    prompt = "a dog barks, then rain falls"
+    code, _, err = run("pack", tiny_checkpoint, "--by-event", "-o", tmp_path / "parted")
+    assert code == 0, err
+    for out, source, options in (("kept", "parted", []), ("whole", "parted", ["--as-a-whole"])):
+        assert run("pack", tmp_path / source, *options, "-o", tmp_path / out)[0] == 0
+    for model, parted in (("parted", True), ("kept", True), ("whole", False)):
+        code, _, err = run("generate", prompt, "-m", tmp_path / model, "-o", tmp_path / "a.wav", "--seed", 1, "--device", "cpu")
+        assert code == 0, err
+        assert ("events" in read_metadata(tmp_path / "a.wav")) == parted
+        code, _, err = run(
+            "generate",
+            prompt,
+            "-m",
+            tmp_path / model,
+            "-o",
+            tmp_path / "b.wav",
+            "--device",
+            "cpu",
+            "--as-a-whole" if parted else "--by-event",
+        )
+        assert code == 0, err
+        assert ("events" in read_metadata(tmp_path / "b.wav")) != parted
+
+
 def test_packing_takes_the_vocoder_of_another_codec_if_it_fits(fast_text, tiny_checkpoint, checkpoint_copy, tmp_path, refused):
     vocoder = load_file(checkpoint_copy / "vocoder.safetensors")
     save_file({k: v + 0.5 if k == "head.bias" else v for k, v in vocoder.items()}, checkpoint_copy / "vocoder.safetensors")

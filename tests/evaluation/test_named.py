@@ -170,7 +170,16 @@ def test_the_verb(run, tiny_checkpoint, manifest, tables, fast_text, monkeypatch
     shared = ("evaluate-prompts", manifest, "-m", tiny_checkpoint, "-e", "tones", "--device", "cpu", "--quiet")
     code, out, err = run(*shared, "--concepts", tables["concepts"], "--prompts", tables["prompts"], "--steps", 2, "-g", 2)
     assert code == 0, err
-    assert "2 step(s), guidance 2" in out and "in order" in out
+    assert "2 step(s), guidance 2" in out and "in order" in out and "by event" not in out
+    sequence = tables["prompts"].with_name("sequence.tsv")
+    sequence.write_text("prompt\tkind\tconcepts\na low tone, then a high tone\tsequence\tlow;high\n")
+    asked, make = [], MeanAudio.generate
+    monkeypatch.setattr(MeanAudio, "generate", lambda self, prompts, **how: asked.append(how["by_event"]) or make(self, prompts, **how))
+    for option, by_event in ((["--by-event"], True), (["--as-a-whole"], False), ([], None)):
+        code, out, err = run(*shared, "--concepts", tables["concepts"], "--prompts", sequence, *option)
+        assert code == 0, err
+        assert (", by event" in out) == bool(by_event)
+        assert asked.pop() is by_event
     code, _, err = run(*shared, "--outputs", 0)
     assert code == 2 and "outputs = 0: must be 1 or more" in err
     code, _, err = run(*shared)
