@@ -316,8 +316,7 @@ class ObjectiveConfig(Config):
     alpha: alpha_flow's way from flow matching (1) to mean flow (0). difference: the time step of finite_difference.
     teacher: folder of the checkpoint that a distillation learns from. halving: the round of a progressive distillation.
     matching: the critic of distribution_matching, and what it keeps. judge: folder of the judge that a reward comes from. anchor: how much
-    the network is held to what it made before. focus: share of a reward's requests that are drawn by how little the judge heard of them
-    in what the network made when the run began.
+    the network is held to what it made before.
     dropped_rows: rows that lose their text regress the plain velocity ("plain") or, in mean_flow, a guided one ("release").
     """
 
@@ -335,7 +334,6 @@ class ObjectiveConfig(Config):
     matching: MatchingConfig = MatchingConfig()
     judge: str | None = None
     anchor: float = Field(0.5, ge=0)
-    focus: float = Field(0.0, ge=0, le=1)
     text_dropout: float = Field(0.1, ge=0, lt=1)
     dropped_rows: Literal["plain", "release"] = "plain"
     adaptive_epsilon: float = Field(1e-3, gt=0)

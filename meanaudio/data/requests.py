@@ -22,12 +22,11 @@ class Request:
 
 
 def compose_request(
-    seed: int, captions: Sequence[str], lasting: Sequence[str], weights: Mapping[str, float], *, paraphrased: float = 0.0,
-    shares: Mapping[str, float] | None = None,
-) -> Request:  # fmt: skip
+    seed: int, captions: Sequence[str], lasting: Sequence[str], weights: Mapping[str, float], *, paraphrased: float = 0.0
+) -> Request:
     """captions: to draw from; lasting: of sounds that can be a background. weights: shares of single, repeat, sequence and overlay.
 
-    paraphrased: share of captions that are said in other words (data/paraphrases.py). shares: of each caption; equal if None.
+    paraphrased: share of captions that are said in other words (data/paraphrases.py).
     """
     rng = np.random.default_rng(seed)
     kinds = list(weights)
@@ -36,14 +35,8 @@ def compose_request(
     def say(caption: str) -> str:
         return paraphrase(caption, rng) if rng.random() < paraphrased else caption
 
-    def draw(options: Sequence[str]) -> str:
-        if shares is None:
-            return choose(options, rng)
-        p = np.array([shares[caption] for caption in options])
-        return options[rng.choice(len(options), p=p / p.sum())]
-
-    first = draw(captions)
-    other = draw(lasting if kind == "overlay" else captions)
+    first = choose(captions, rng)
+    other = choose(lasting if kind == "overlay" else captions, rng)
     if kind in ("sequence", "overlay") and other != first:
         in_order = kind == "sequence"
         text = sequence_phrase([say(first), say(other)], rng) if in_order else overlay_phrase(say(first), say(other), rng)

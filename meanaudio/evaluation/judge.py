@@ -22,7 +22,7 @@ from meanaudio.evaluation.extractors.aisfx import DIM, HOP, N_FFT, SAMPLE_RATE, 
 from meanaudio.evaluation.perturb import perturb
 from meanaudio.models.scorer import MAX_SCALE
 from meanaudio.text import TextEncoder
-from meanaudio.types import Asked, Network, TextFeatures
+from meanaudio.types import Asked, TextFeatures
 
 JUDGE_FILE = "judge.safetensors"
 LEAST_FRAMES = 8  # the network halves them three times
@@ -34,7 +34,6 @@ PEAK = 0.0284
 EDGE = 0.15  # share of a sound within which nothing that is to be heard in order ends or begins
 STRIDE = 2  # of the moments at which one sound may follow another: about 0.4 s
 SMOOTH = 0.5  # nats
-SURVEYED = 32  # captions at a time
 LOUDEST = 2.5  # log10 magnitude of a mel, above which what a network makes is cut off
 
 
@@ -214,38 +213,14 @@ class Opinion:
         lasting = [known.captions[i] for i in known.lasting]
         self.compose = partial(compose_request, captions=known.captions, lasting=lasting, weights=weights, paraphrased=paraphrased)
 
-    @torch.no_grad()
-    def focus(self, network: Network, num_latents: int, share: float, seed: int) -> Tensor:
-        """From now on `share` of what is asked for is drawn by how little of it is heard in what one step of `network` makes of each
-        caption, the rest evenly. Returns what that was: nats [C], of one output of `num_latents` latents each.
-
-        A loss that is a mean over captions spends most of its rows on those that are heard already.
-        """
-        captions, losses = list(self.places), list[Tensor]()
-        for start in range(0, len(captions), SURVEYED):
-            some = captions[start : start + SURVEYED]
-            generator = torch.Generator().manual_seed(seed + start)
-            noise = torch.randn((len(some), num_latents, len(self.mean)), generator=generator).to(self.mean.device)
-            seeds = torch.randint(2**31, (len(some), 2), generator=generator)
-            asked = to_asked([[caption] for caption in some], [False] * len(some), self.places).to(self.mean.device)
-            ones = torch.ones(len(some), device=noise.device)
-            made = noise - network(noise, ones, 0 * ones, network.condition(self._read(some))).to(noise.dtype)
-            losses.append(self(made, asked, seeds))
-        found = torch.cat(losses).cpu()
-        even, heard = 1 / len(captions), found.clamp_min(0) / found.clamp_min(0).sum().clamp_min(1e-9)
-        shares = dict(zip(captions, ((1 - share) * even + share * heard).tolist(), strict=True))
-        self.compose = partial(self.compose, shares=shares)
-        return found
-
     def ask(self, seeds: Tensor) -> tuple[TextFeatures, Asked]:
         requests = [self.compose(seed) for seed in seeds[:, 0].tolist()]
         asked = to_asked([r.parts for r in requests], [r.in_order for r in requests], self.places)
-        return self._read([r.text for r in requests]), asked.to(self.mean.device)
-
-    def _read(self, texts: Sequence[str]) -> TextFeatures:
         with torch.autocast(self.mean.device.type, enabled=False):  # as captions are encoded everywhere else
-            text = encode_text(self.encoder, texts)
-        return (text if self.pad is None else text.pad_to(self.pad)).to(self.mean.device)
+            text = encode_text(self.encoder, [r.text for r in requests])
+        if self.pad is not None:
+            text = text.pad_to(self.pad)
+        return text.to(self.mean.device), asked.to(self.mean.device)
 
     def __call__(self, latents: Tensor, asked: Asked, seeds: Tensor) -> Tensor:
         mel = self.vae.decode(latents * self.std + self.mean).float()

@@ -22,7 +22,7 @@ from meanaudio.data.sources import Encoders, open_datasets
 from meanaudio.errors import InputError
 from meanaudio.evaluation.features import compare_audio
 from meanaudio.evaluation.hearing import make_listener
-from meanaudio.evaluation.judge import Opinion, load_opinion
+from meanaudio.evaluation.judge import load_opinion
 from meanaudio.evaluation.latents import held_out_distance
 from meanaudio.models.lora import adapter_state, add_adapters, save_adapters
 from meanaudio.models.transformer import NETWORK_FILE, Transformer, load_network, make_network
@@ -41,7 +41,7 @@ from meanaudio.training.log import mean_numbers
 from meanaudio.training.loop import Update
 from meanaudio.training.parallel import LossModule, compile_blocks, forward_pass, spread
 from meanaudio.training.validation import CHUNK, held_out_loss
-from meanaudio.types import Draws, LatentBatch, TextFeatures, send
+from meanaudio.types import Draws, Judge, LatentBatch, TextFeatures, send
 
 # A network with the second interval starts as the function that one with the first was.
 SAME_AT_FIRST = {("none", "relative"), ("none", "decoupled")}
@@ -85,9 +85,6 @@ class GeneratorTask:
             judge = self._judge()
         if config.objective.kind in WITH_CRITIC | REWARDED:
             before = copy.deepcopy(network).requires_grad_(False)
-        if judge is not None and before is not None and config.objective.focus:
-            with computing_in(DTYPES[config.loop.precision], self.device):
-                judge.focus(before, self.train.batch([0]).mean.shape[1], config.objective.focus, config.loop.seed)
         self.objective = make_objective(config.objective, teacher, critic, before, judge)
         self.listener = make_listener(config.evaluation.extractor, str(self.device)) if config.evaluation.extractor else None
         if self.listener is not None and not (Path(config.codec_from or "") / VOCODER_FILE).is_file():
@@ -215,7 +212,7 @@ class GeneratorTask:
                 )
         return load_network(folder, found.network).to(self.device)
 
-    def _judge(self) -> Opinion:
+    def _judge(self) -> Judge:
         """Of what codec_from's VAE decodes. Raises InputError if the judge was taught with other latents."""
         config, folder = self.config, Path(self.config.objective.judge or "")
         encoders, name = Encoders(config, self.device), self.train.index["codec_hash"]

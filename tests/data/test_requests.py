@@ -37,18 +37,6 @@ def test_backgrounds_last():
     assert len(two) > 0.7 * len(some)  # a sound is no background of its own
 
 
-def test_shares_say_how_often_each_caption_is_asked_for():
-    shares = dict(zip(CAPTIONS, (0.5, 0.0, 0.3, 0.1, 0.1), strict=True))
-    weights = {"single": 1.0, "repeat": 0.0, "sequence": 0.0, "overlay": 0.0}
-    counts = Counter(compose_request(seed, CAPTIONS, LASTING, weights, shares=shares).parts[0] for seed in range(2000))
-    for caption, share in shares.items():
-        assert counts[caption] / 2000 == pytest.approx(share, abs=0.04)
-    overlays = [compose_request(seed, CAPTIONS, LASTING, {**weights, "single": 0.0, "overlay": 1.0}, shares=shares) for seed in range(2000)]
-    behind = Counter(request.parts[1] for request in overlays if len(request.parts) == 2)
-    assert set(behind) == set(LASTING)
-    assert behind["rain falls"] > 1.5 * behind["wind"]  # 3 to 1, less those that would be their own background
-
-
 def test_a_repeat_asks_for_one_sound_and_counts_what_is_not_counted_yet():
     for request in requests(repeat=1.0):
         assert len(request.parts) == 1
