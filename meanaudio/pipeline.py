@@ -50,7 +50,8 @@ MAX_PROMPT = 1000  # characters
 MAX_SEED = 2**63 - 1
 FAST = "fast"  # a vocoder's name: the default checkpoint's, which is a small fraction of BigVGAN's work
 REMEMBERED_TEXTS = 64
-SHORTEST_EVENT = 0.5  # seconds: a prompt of more sounds than there is room for is not parted
+SHORTEST_EVENT = 0.5  # seconds: a prompt of more sounds than there is room for, or than MOST_EVENTS, is not parted
+MOST_EVENTS = 8
 OVERLAP = 0.05  # seconds in which one sound of a parted prompt fades into the next
 
 
@@ -87,7 +88,7 @@ class Audio:
 
     Where candidates were ranked they also say the clip's score, and chosen_seed, which makes the clip again without its rivals; of a clip
     of several events a list, each of which makes its event, alone and in its share of the time.
-    evaluations: of networks, a clip, on average.
+    evaluations: of networks, a clip, on average; of several events each is one.
     """
 
     samples: Tensor
@@ -267,8 +268,8 @@ class MeanAudio:
         by_event: what a prompt says is heard one after another ("a dog barks, then a door slams"; data/events.py) is generated sound by
         sound, each in its share of the time and at its own level, and joined; None: as the checkpoint does (`config.by_event`). Event j is
         drawn from the clip's seed + 1779033703 j, and candidates are ranked event by event.
-        level_db: each clip's loudest 400 ms is brought to this level in dBFS, peaks permitting; None leaves levels as they come. Below
-        20 Hz nothing is left.
+        level_db: the loudest 400 ms of each clip, by event of each sound, are brought to this level in dBFS, peaks permitting; None leaves
+        levels as they come. Below 20 Hz nothing is left.
         Raises InputError for an empty or overlong prompt, for numbers out of range, and for guidance or candidates that this checkpoint
         cannot follow; warns (OutsideKnowledge) of prompts unlike anything that a checkpoint with a scorer was taught.
         """
@@ -290,7 +291,7 @@ class MeanAudio:
         )  # fmt: skip
         self._tell_what_is_outside(texts, text[::num_candidates])
         samples = torch.empty(len(prompts), keep, self.codec.spec.num_samples(duration))
-        chosen: list[list[dict[str, Any]]] = [[]] * len(prompts)
+        ranked = list[list[dict[str, Any]]]([[] for _ in prompts])
         rows = torch.arange(len(seeds)).split([len(each) * num_candidates for each in events])
         for count in sorted(set(map(len, events))):  # clips of as many sounds, which are equally long, at once
             clips = [k for k, each in enumerate(events) if len(each) == count]
@@ -300,7 +301,7 @@ class MeanAudio:
                 candidates=num_candidates, steps=steps, stochastic=stochastic, level_db=level_db,
             )  # fmt: skip
             for k, each in zip(clips, told, strict=True):
-                chosen[k] = each
+                ranked[k] = each
         shared = {"model": self.name, "duration": duration, "steps": steps, "guidance_scale": guidance_scale, "level_db": level_db}
         options = {
             "negative_prompt": negative_prompt, "guidance_limits": None if tuple(guidance_limits) == ALWAYS else list(guidance_limits),
@@ -313,7 +314,7 @@ class MeanAudio:
         parameters = [
             {"prompt": prompt, "seed": first + k, **shared, **({"events": events[k]} if len(events[k]) > 1 else {}), **each}
             for k, prompt in enumerate(prompts)
-            for each in chosen[k]
+            for each in ranked[k]
         ]
         return Audio(samples.flatten(0, 1), self.sample_rate, parameters, steering.evaluations.clips / len(parameters))
 
@@ -336,7 +337,7 @@ class MeanAudio:
         length = math.ceil((num_samples + (events - 1) * overlap) / events)
         num_latents = self.codec.spec.covering_latents(length / self.sample_rate)
         latents = self.sample_latents(text, seeds, num_latents, steps=steps, steering=steering, stochastic=stochastic)
-        told: list[list[dict[str, Any]]] = [[{}]] * (len(seeds) // events)
+        told = list[list[dict[str, Any]]]([[{}] for _ in range(len(seeds) // events)])
         if candidates > 1:
             scores = self.score(latents, text)
             best = torch.tensor(best_of(scores, candidates, keep)).unflatten(0, (-1, events, keep))
@@ -462,7 +463,7 @@ class MeanAudio:
 def _events(prompt: str, duration: float) -> list[str]:
     """What is to be heard one after another; the prompt itself where there is no room for that."""
     events = split_events(prompt)
-    return events if duration / len(events) >= SHORTEST_EVENT else [prompt]
+    return events if len(events) <= min(MOST_EVENTS, duration / SHORTEST_EVENT) else [prompt]
 
 
 def _check(prompts: list[str], duration: float, negative_prompt: str | None, seed: int | None, level_db: float | None) -> None:

@@ -14,7 +14,7 @@ from meanaudio.audio import read_metadata
 from meanaudio.checkpoint import read_json, write_json
 from meanaudio.convert.hub import OWN_FILES
 from meanaudio.errors import InputError, OutsideKnowledge
-from meanaudio.models.scorer import SCORER_FILE
+from meanaudio.models.scorer import SCORER_FILE, CaptionClassifier
 from meanaudio.pack import pack
 from meanaudio.pipeline import MAX_PROMPT, MeanAudio
 
@@ -66,6 +66,18 @@ def test_events_have_candidates_of_their_own(model):
         torch.testing.assert_close(chosen.samples[0, start + part.start : start + part.stop], again.samples[0, part], atol=1e-4, rtol=1e-4)
     assert chosen.parameters[0]["score"] == pytest.approx(sum(scores) / 2, abs=1e-3)
     assert chosen.evaluations == 4
+
+
+def test_candidates_of_clips_of_one_and_of_several_sounds_share_a_batch(model):
+    """And each sound is guided by a classifier that looks for its own words."""
+    prompts = ["rain", "a dog barks, then rain falls", "wind", "rain, then wind, then a dog barks"]
+    options = {"by_event": True, "duration": 1.6, "num_candidates": 3, "keep": 2, "classifier": CaptionClassifier(model.scorer), "steps": 2}
+    together = model.generate(prompts, seed=5, **options)
+    assert together.samples.shape == (8, 25600)
+    for k, prompt in enumerate(prompts):
+        alone = model.generate(prompt, seed=5 + k, **options)
+        torch.testing.assert_close(alone.samples, together.samples[2 * k : 2 * k + 2], atol=1e-4, rtol=1e-4)
+        assert alone.parameters == together.parameters[2 * k : 2 * k + 2]
 
 
 def test_several_can_be_kept_the_best_first_and_only_they_are_decoded(model, monkeypatch):

@@ -354,12 +354,16 @@ def test_successive_sounds_are_made_one_by_one_and_joined(model):
     torch.testing.assert_close(audio.samples[0, 11600:12400], first[11600:] * rise.flip(0) + second[:800] * rise, atol=1e-4, rtol=1e-4)
 
 
-def test_clips_of_one_and_of_several_sounds_share_a_batch(model):
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": 2, "guidance_scale": 2.0}, {"steps": 2, "stochastic": True}, {"guidance_scale": 2.0, "negative_prompt": "speech"}],
+)
+def test_clips_of_one_and_of_several_sounds_share_a_batch(model, options):
     prompts = ["rain", "a dog barks, then rain falls", "wind", "a hit, then a bell, then wind", "a bird sings before rain falls"]
-    together = model.generate(prompts, by_event=True, duration=1.6, seed=5, steps=2, guidance_scale=2.0)
+    together = model.generate(prompts, by_event=True, duration=1.6, seed=5, **options)
     assert [len(told.get("events", [""])) for told in together.parameters] == [1, 2, 1, 3, 2]
     for k, prompt in enumerate(prompts):
-        alone = model.generate(prompt, by_event=True, duration=1.6, seed=5 + k, steps=2, guidance_scale=2.0)
+        alone = model.generate(prompt, by_event=True, duration=1.6, seed=5 + k, **options)
         torch.testing.assert_close(alone.samples[0], together.samples[k], atol=1e-4, rtol=1e-4)
         assert alone.parameters[0] == together.parameters[k]
 
@@ -377,9 +381,9 @@ def test_a_checkpoint_says_whether_sounds_are_made_one_by_one(model, checkpoint_
     assert other.generate(prompt, seed=1, by_event=False).parameters[0]["by_event"] is False
 
 
-def test_without_room_for_several_sounds_a_prompt_stays_whole(model):
-    prompt = "a dog barks, then rain falls"
-    assert torch.equal(*(model.generate(prompt, seed=1, duration=0.9, by_event=by_event).samples for by_event in (False, True)))
+@pytest.mark.parametrize(("prompt", "duration"), [("a dog barks, then rain falls", 0.9), (", then ".join(["a dog barks"] * 9), 8.0)])
+def test_without_room_for_several_sounds_or_with_too_many_a_prompt_stays_whole(model, prompt, duration):
+    assert torch.equal(*(model.generate(prompt, seed=1, duration=duration, by_event=by_event).samples for by_event in (False, True)))
 
 
 def test_several_sounds_are_warned_of_by_their_own_length(model):

@@ -1,62 +1,118 @@
 """The other way round to data/phrases.py: what a sentence says is heard one after another.
 
 Only words that state an order part it ("then", "followed by", "before" and "after" between clauses). "and", "while" and "with" join sounds
-that may be heard together, and are left alone.
+that may be heard together, and are left alone. A sentence in doubt stays whole: a wrong half is worse than no order.
 """
 
 from __future__ import annotations
 
 import re
 
-from meanaudio.data.phrases import VERBS, caption_form, head_length, is_third_person, without_stop
+from meanaudio.data.phrases import ARTICLES, AUXILIARIES, PREPOSITIONS, VERBS, caption_form, head_length, is_third_person, word_set
 
-NEXT = r"then|finally|afterwards|after\s+that"
+SOON = r"(?:(?:shortly|soon|immediately|right|just)\s)?"
+CLOSELY = "soon|shortly|closely|immediately|quickly|directly|promptly|swiftly|rapidly|instantly"
 JOIN = re.compile(
-    rf"""
-    (?<!\bnow)(?<!\bnow\sand)(?<!\buntil)(?<!\bsince)(?<!\bby)  # "now and then" is no order
-    \s*[.;,]?\s+(?:and,?\s+)?(?:{NEXT}),?\s+           # "X, then Y", "X. After that, Y", "X and finally Y"
-  | \s*,?\s+(?:and,?\s+)?(?:(?:is|are)\s+)?followed\s+(?:\w+ly\s+)?by\s+  # "X, followed closely by Y", "X is followed by Y"
-    """,
-    re.IGNORECASE | re.VERBOSE,
+    r"(?P<lead>\s?[.;,]\s?|\s[-–—]\s|\s)(?P<and>and,?\s)?(?:"
+    # "X, which is closely followed by Y"
+    r"(?:then\s)?(?:(?:which|that)\s)?(?:(?:is|are|was|were|being)\s)?(?:then\s)?"
+    rf"(?:(?:{CLOSELY})\s)?(?P<followed>followed)(?:\s(?:{CLOSELY}))?(?:\safter(?:wards)?)?\sby\s"
+    # "X, then Y", "X. Shortly after that, Y"
+    rf"|{SOON}(?P<word>then(?:,?\sfinally)?|finally|afterwards|after\sthat|next(?!\sto\b)),?\s)",
+    re.IGNORECASE,
 )
-OPENING = re.compile(rf"^(?:first(?:\s+of\s+all)?|at\s+first|{NEXT})\b,?\s+(?=\S)", re.IGNORECASE)
-AFTER = re.compile(r"^after\s+(?P<first>[^,]+),\s+(?P<second>.+)$", re.IGNORECASE)
-BETWEEN = re.compile(r"^(?P<left>.+?),?\s+(?P<word>before|after)\s+(?P<right>.+)$", re.IGNORECASE)
+OPENING = re.compile(
+    rf"^(?:and\s)?(?:first(?:\sof\sall)?|at\sfirst|{SOON}(?:then|finally|afterwards|after\sthat))\b,?\s(?=\S)", re.IGNORECASE
+)
+LEADING = re.compile(r"^(?P<word>before|after)\s(?P<one>[^,]+),\s(?P<other>.+)$", re.IGNORECASE)
+BETWEEN = re.compile(r"^(?P<one>.+?),?\s(?P<word>before|after)\s(?P<other>.+)$", re.IGNORECASE)
+UNFINISHED = AUXILIARIES | word_set("and or but which that who while as when if the a an")  # no sound ends with these
+NOT_AN_ORDER = word_set("now until till since")  # "now and then", "until then"
+ON_THE_WAY = PREPOSITIONS | word_set("up down out off away back not along around")  # "a man walks up then down the stairs"
+PRONOUNS = ("it", "he", "she", "they")
+# What is left when a sound ends or is said to change: nothing that can be heard by itself
+NOT_HEARD = word_set(
+    """
+    stops stop fades fade ends ceases dies quietens silence quiet calm softer louder faster slower again more twice thrice once times two
+    three four five soon shortly it he she they not out off away
+    """
+)
 
 
 def split_events(sentence: str) -> list[str]:
-    """What is to be heard, in its order: ["a dog barks", "a door slams"] of "a dog barks, then a door slams"; one entry if nothing is
-    said about an order.
+    """What is to be heard, in its order: ["a dog barks", "a door slams"] of "a dog barks, then a door slams"; the sentence itself if it
+    states no order, or one whose parts cannot be told.
 
     A later sound without a subject takes that of the one before it: "a horse neighs and then gallops away".
     """
-    pieces = [OPENING.sub("", piece) for piece in JOIN.split(OPENING.sub("", without_stop(sentence)))]
-    pieces = [without_stop(part) for piece in pieces for part in _around_a_conjunction(piece)]
-    if not all(re.search(r"\w", piece) for piece in pieces):
+    plain = " ".join(sentence.split())
+    if plain.lower().startswith(("if ", "when ", "whenever ")):
         return [sentence]
-    if len(pieces) == 1:
-        return [sentence]
-    events = pieces[:1]
-    for piece in pieces[1:]:
-        subject = _subject(events[-1]) if _begins_with_its_verb(piece) else ""
-        events.append(f"{subject} {piece}" if subject else piece)
-    return events
+    plain = OPENING.sub("", plain)
+    pieces, begin = list[str](), 0
+    for found in JOIN.finditer(plain):
+        left, right = plain[begin : found.start()], plain[found.end() :]
+        if _is_order(found, left, right):
+            pieces.append(left)
+            begin = found.end()
+    pieces.append(plain[begin:])
+    events, subject = list[str](), ""
+    for piece in (_trimmed(part) for each in pieces for part in _around_a_conjunction(_trimmed(each))):
+        event = _with_subject(piece, subject)
+        if not event or not _is_heard(piece):
+            return [sentence]
+        events.append(event)
+        subject = _subject(event) or subject
+    return events if len(events) > 1 else [sentence]
+
+
+def _is_order(found: re.Match[str], left: str, right: str) -> bool:
+    words, rest = left.lower().split(), right.lower().split()
+    if not words or not rest or words[-1] in UNFINISHED | NOT_AN_ORDER or f", {left.lower()}".endswith(", by"):
+        return False
+    marked = bool(found["and"] or found["lead"].strip())
+    if found["followed"]:  # "a man followed by a dog walks on gravel"
+        return marked or not (caption_form(left) == "noun" and caption_form(right) == "clause")
+    if marked:
+        return True
+    if not found["word"].lower().startswith("then") or rest[0] in ON_THE_WAY:
+        return False
+    # "the door then closes" is one sound, "water drips then splashes" two
+    last = re.split(r"\s(?:and|when|while|as)\s", left)[-1]
+    birds_sing = len(rest) > 1 and rest[1] in VERBS
+    return not is_third_person(rest[0]) or birds_sing or caption_form(last) == "clause"
 
 
 def _around_a_conjunction(piece: str) -> list[str]:
-    """ "After X, Y", "X before Y", "Y after X", where both are clauses: "before" and "after" come before places as well."""
-    if (found := AFTER.match(piece)) and all(caption_form(part) == "clause" for part in found.groups()):
-        return list(found.groups())
-    if (found := BETWEEN.match(piece)) and all(caption_form(found[side]) == "clause" for side in ("left", "right")):
-        ends = [found["left"], found["right"]]
-        return ends if found["word"].lower() == "before" else ends[::-1]
-    return [piece]
+    """Of "after X, Y", "X before Y" and "Y after X", where both are plain clauses: "before" and "after" come before places as well."""
+    found = LEADING.match(piece) or BETWEEN.match(piece)
+    if found is None:
+        return [piece]
+    one, other, leading = found["one"], found["other"], found.re is LEADING
+    if not all(caption_form(part) == "clause" and not re.search(r"\b(?:that|which|who)\b", part, re.IGNORECASE) for part in (one, other)):
+        return [piece]
+    if re.search(r"\s(?:while|as|when)\s", one, re.IGNORECASE):
+        return [piece]
+    return [one, other] if leading == (found["word"].lower() == "after") else [other, one]
 
 
-def _begins_with_its_verb(event: str) -> bool:
-    """ "gallops away", and not "birds sing"."""
-    first, second, *_ = [*event.lower().split(), "", ""]
-    return is_third_person(first) and bool({first.removesuffix("s"), first.removesuffix("es")} & VERBS) and second not in VERBS
+def _trimmed(piece: str) -> str:
+    return piece.strip(" .!;,-–—")
+
+
+def _is_heard(piece: str) -> bool:
+    words = re.findall(r"[\w'-]+", piece.lower())
+    nothing = NOT_HEARD | UNFINISHED | PREPOSITIONS | set(ARTICLES)
+    return bool(words) and words[-1] not in UNFINISHED and any(w not in nothing and not w.endswith("ly") for w in words)
+
+
+def _with_subject(piece: str, subject: str) -> str:
+    """A pronoun's place is taken by the subject ("" if there is none), and a lone verb gets it."""
+    first, *others = [*piece.lower().split(), ""]
+    if first in PRONOUNS:
+        return " ".join([subject, *piece.split()[1:]]) if subject else ""
+    is_verb = is_third_person(first) and not {first.removesuffix("s"), first.removesuffix("es")}.isdisjoint(VERBS)
+    return f"{subject} {piece}" if is_verb and subject and others[0] not in VERBS else piece
 
 
 def _subject(event: str) -> str:

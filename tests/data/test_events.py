@@ -1,5 +1,7 @@
 """What a sentence puts one after another, found again in every phrase that data/phrases.py makes of captions, and nowhere else."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,6 +41,16 @@ def test_what_is_heard_at_once_or_repeated_stays_whole(front, back, count, seed)
         ("a dog barks while rain falls, then a door slams", ["a dog barks while rain falls", "a door slams"]),
         ("a horse neighs and then gallops away", ["a horse neighs", "a horse gallops away"]),
         ("a bus pulls away, then birds sing", ["a bus pulls away", "birds sing"]),
+        ("a man shouts and then he laughs", ["a man shouts", "a man laughs"]),
+        ("a bark, which is then closely followed by a slam", ["a bark", "a slam"]),
+        ("a bell rings and shortly afterwards a dog barks", ["a bell rings", "a dog barks"]),
+        ("a dog barks - then a door slams", ["a dog barks", "a door slams"]),
+        ("a dog barks,then footsteps on gravel", ["a dog barks", "footsteps on gravel"]),
+        ("a car drives by then a horn honks", ["a car drives by", "a horn honks"]),
+        ("water drips then splashes", ["water drips", "water splashes"]),
+        ("thunder then rain", ["thunder", "rain"]),
+        ("Before a door slams, a dog barks", ["a dog barks", "a door slams"]),
+        ("And then a dog barks, and next a   door\nslams", ["a dog barks", "a door slams"]),
     ],
 )
 def test_the_ways_in_which_people_tell_an_order(sentence, events):
@@ -50,7 +62,14 @@ def test_the_ways_in_which_people_tell_an_order(sentence, events):
     [
         "a dog barks and a door slams", "a bell rings before noon", "two hits, one after the other", "the day after", "then", "and then",
         "a dog barks, then", "followed by", "now and then a bird sings", "it was quiet until then", "every now and then, a hit", "", " ",
-        "strengthen the wind", "then ...",
+        "strengthen the wind", "then ...", "And then a dog barks", "by then a dog barks", "a man walks up then down the stairs",
+        # what does not sound by itself
+        "a bell rings, then fades", "music gets louder, then softer", "a dog barks twice, then three times", "rain falls, then it stops",
+        "a dog barks, then silence, then barks again", "thunder, then it rumbles",
+        # one clause, or one in another
+        "the rain finally stops", "the door then closes", "a dog barks and a man then laughs", "If it rains then thunder rolls",
+        "a kettle whistles and is then taken off", "a crowd cheers when the team finally wins", "a horn honks after that car passes",
+        "a dog runs after a cat that meows", "a man followed by a dog walks on gravel", "a dog barks while a man talks after a door slams",
     ],
 )  # fmt: skip
 def test_words_that_only_look_like_an_order(sentence):
@@ -64,3 +83,16 @@ def test_words_that_only_look_like_an_order(sentence):
 def test_any_text_gives_something_to_be_heard(sentence):
     events = split_events(sentence)
     assert events == [sentence] or (len(events) > 1 and all(event.strip() for event in events))
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "a" + " " * 998 + "x", "a after" + " " * 900 + "that", "is" + " " * 330 + "followed" + " " * 300 + "x" + "ly" * 150, "a, " * 333,
+        "then " * 200, " and" * 250, "a followed " * 90, "after a, " * 110, "a before a dog barks after " * 38, "x then " * 140,
+    ],
+)  # fmt: skip
+def test_long_prompts_take_no_time(sentence):
+    began = time.process_time()
+    split_events(sentence)
+    assert time.process_time() - began < 1

@@ -1,9 +1,11 @@
 """Outputs that a scorer chose from candidates: how they are compared, and that nobody mistakes its own word for a judgement."""
 
+import pytest
 import torch
 from fakes import LATENT_DIM, normals
 
 from meanaudio.checkpoint import read_json
+from meanaudio.errors import InputError
 from meanaudio.evaluation.text_match import own_ranks, text_match
 from meanaudio.pipeline import MeanAudio
 
@@ -12,6 +14,11 @@ def test_ranks_count_the_nearer_centres():
     centres = torch.tensor([[0.0], [1.0], [5.0]])
     found = torch.tensor([[[0.2], [0.9]], [[1.1], [-3.0]], [[9.0], [0.4]]])
     assert own_ranks(found, centres).tolist() == [[0, 1], [0, 1], [0, 2]]
+
+
+def test_text_agreement_is_of_wholes(scored_checkpoint, fast_text, tiny_manifest):
+    with pytest.raises(InputError, match="by_event: text agreement is of outputs made as a whole"):
+        text_match(scored_checkpoint, tiny_manifest, count=3, options={"by_event": True})
 
 
 def test_text_agreement_of_ranked_outputs_is_that_of_those_with_the_best_score(scored_checkpoint, fast_text, tiny_manifest, monkeypatch):
