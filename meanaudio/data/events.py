@@ -29,6 +29,13 @@ BETWEEN = re.compile(r"^(?P<one>.+?),?\s(?P<word>before|after)\s(?P<other>.+)$",
 UNFINISHED = AUXILIARIES | word_set("and or but which that who while as when if the a an")  # no sound ends with these
 NOT_AN_ORDER = word_set("now until till since")  # "now and then", "until then"
 ON_THE_WAY = PREPOSITIONS | word_set("up down out off away back not along around")  # "a man walks up then down the stairs"
+# Verbs that follow a subject told before; those of phrases.py, and others
+LONE_VERBS = VERBS | word_set(
+    """
+    accelerate brake chuckle clap close cough crash drive gasp giggle groan hiccup knock mumble mutter open pant pass purr slam snap sneeze
+    sniff snore sob stomp walk whimper whisper whistle yelp
+    """
+)
 PRONOUNS = ("it", "he", "she", "they")
 # What is left when a sound ends or is said to change: nothing that can be heard by itself
 NOT_HEARD = word_set(
@@ -111,7 +118,7 @@ def _with_subject(piece: str, subject: str) -> str:
     first, *others = [*piece.lower().split(), ""]
     if first in PRONOUNS:
         return " ".join([subject, *piece.split()[1:]]) if subject else ""
-    is_verb = is_third_person(first) and not {first.removesuffix("s"), first.removesuffix("es")}.isdisjoint(VERBS)
+    is_verb = is_third_person(first) and not {first.removesuffix("s"), first.removesuffix("es")}.isdisjoint(LONE_VERBS)
     return f"{subject} {piece}" if is_verb and subject and others[0] not in VERBS else piece
 
 

@@ -105,9 +105,11 @@ def make_clips(
     pipeline: MeanAudio, setting: Setting, prompts: Sequence[str], seed: int, folder: Path,
     stage: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> None:  # fmt: skip
-    """What is timed: prompts in, one wav file a prompt on the disk."""
+    """What is timed: prompts in, one wav file a prompt on the disk; every clip as a whole, so that all have the same work."""
     with stage("rest"):
-        audio = pipeline.generate(prompts, duration=setting.duration, steps=setting.steps, seed=seed, num_candidates=setting.candidates)
+        audio = pipeline.generate(
+            prompts, duration=setting.duration, steps=setting.steps, seed=seed, num_candidates=setting.candidates, by_event=False
+        )
     with stage("file"):
         for k in range(len(prompts)):
             audio.save(folder / f"{k}.wav", k)

@@ -41,6 +41,8 @@ def test_what_is_heard_at_once_or_repeated_stays_whole(front, back, count, seed)
         ("a dog barks while rain falls, then a door slams", ["a dog barks while rain falls", "a door slams"]),
         ("a horse neighs and then gallops away", ["a horse neighs", "a horse gallops away"]),
         ("a bus pulls away, then birds sing", ["a bus pulls away", "birds sing"]),
+        ("a cat meows twice, then purrs", ["a cat meows twice", "a cat purrs"]),
+        ("a door opens, then footsteps", ["a door opens", "footsteps"]),
         ("a man shouts and then he laughs", ["a man shouts", "a man laughs"]),
         ("a bark, which is then closely followed by a slam", ["a bark", "a slam"]),
         ("a bell rings and shortly afterwards a dog barks", ["a bell rings", "a dog barks"]),
