@@ -295,10 +295,10 @@ class MeanAudio:
         rows = torch.arange(len(seeds)).split([len(each) * num_candidates for each in events])
         for count in sorted(set(map(len, events))):  # clips of as many sounds, which are equally long, at once
             clips = [k for k, each in enumerate(events) if len(each) == count]
-            some = torch.cat([rows[k] for k in clips])
+            some = torch.cat([rows[k] for k in clips]).tolist()
             samples[clips], told = self._clips(
-                text[some.to(self.device)], steering.of(some), [seeds[i] for i in some], samples.shape[-1], events=count, keep=keep,
-                candidates=num_candidates, steps=steps, stochastic=stochastic, level_db=level_db,
+                text[some], steering.of(some), [seeds[i] for i in some], samples.shape[-1], events=count, candidates=num_candidates,
+                keep=keep, steps=steps, stochastic=stochastic, level_db=level_db,
             )  # fmt: skip
             for k, each in zip(clips, told, strict=True):
                 ranked[k] = each

@@ -55,9 +55,9 @@ class Steering:
     settings: ClassifierGuidance = field(default_factory=ClassifierGuidance)
     evaluations: Evaluations = field(default_factory=Evaluations)
 
-    def of(self, rows: Tensor) -> Steering:
-        """The same for some of the clips [R], on the CPU. `away` must be one row or None."""
-        return replace(self, wanted=None if self.wanted is None else self.wanted[rows.to(self.wanted.device)])
+    def of(self, rows: Sequence[int]) -> Steering:
+        """The same for some of the clips. `away` must be one row or None."""
+        return replace(self, wanted=None if self.wanted is None else self.wanted[rows])
 
 
 def steered_field(network: Transformer, config: CheckpointConfig, text: TextFeatures, steering: Steering) -> Field:

@@ -65,7 +65,7 @@ class TextFeatures:
         )
 
     def __getitem__(self, index) -> TextFeatures:
-        """Rows by slice, index tensor or boolean mask."""
+        """Rows by slice, list, index tensor or boolean mask."""
         return TextFeatures(self.sequence[index], self.pooled[index], self.mask[index])
 
     @staticmethod
