@@ -112,9 +112,9 @@ class Checkpoint:
         return SoundSet("references through the codec", sounds, facts={"codec": codec_hash})
 
 
-def check_options(names: Iterable[str]) -> None:
-    """Raises InputError if one of `names` is no option of MeanAudio.generate that an evaluation leaves free."""
-    free = set(inspect.signature(MeanAudio.generate).parameters) - OURS
+def check_options(names: Iterable[str], *, but: Iterable[str] = ()) -> None:
+    """Raises InputError if one of `names` is no option of MeanAudio.generate that an evaluation leaves free, or one of `but`."""
+    free = set(inspect.signature(MeanAudio.generate).parameters) - OURS - set(but)
     if unknown := sorted(set(names) - free):
         raise InputError(f"no option of generation that can be set here: {', '.join(unknown)}; there are {', '.join(sorted(free))}")
 

@@ -168,9 +168,7 @@ def text_match(
     extractor: who listens, beside the comparison of latents.
     """
     options = dict(options or {})
-    check_options(options.keys() - {"guidance_scale"})
-    if "by_event" in options:
-        raise InputError("by_event: text agreement is of outputs made as a whole, by event or not; leave it out")
+    check_options(options.keys() - {"guidance_scale"}, but={"by_event"})
     pipeline = MeanAudio.from_pretrained(model, device=device)
     classes = None if naming is None else load_tagger(naming, codec_names(find_checkpoint(model), pipeline.config)).classes
     listener = make_listener(extractor, str(pipeline.device)) if extractor else None

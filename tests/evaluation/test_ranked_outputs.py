@@ -17,7 +17,7 @@ def test_ranks_count_the_nearer_centres():
 
 
 def test_text_agreement_is_of_wholes(scored_checkpoint, fast_text, tiny_manifest):
-    with pytest.raises(InputError, match="by_event: text agreement is of outputs made as a whole"):
+    with pytest.raises(InputError, match="no option of generation that can be set here: by_event; there are classifier"):
         text_match(scored_checkpoint, tiny_manifest, count=3, options={"by_event": True})
 
 
