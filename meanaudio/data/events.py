@@ -10,6 +10,7 @@ import re
 
 from meanaudio.data.phrases import ARTICLES, AUXILIARIES, PREPOSITIONS, VERBS, caption_form, head_length, is_third_person, word_set
 
+LATER = r"finally|afterwards|after\sthat"
 SOON = r"(?:(?:shortly|soon|immediately|right|just)\s)?"
 CLOSELY = "soon|shortly|closely|immediately|quickly|directly|promptly|swiftly|rapidly|instantly"
 JOIN = re.compile(
@@ -18,16 +19,14 @@ JOIN = re.compile(
     r"(?:then\s)?(?:(?:which|that)\s)?(?:(?:is|are|was|were|being)\s)?(?:then\s)?"
     rf"(?:(?:{CLOSELY})\s)?(?P<followed>followed)(?:\s(?:{CLOSELY}))?(?:\safter(?:wards)?)?\sby\s"
     # "X, then Y", "X. Shortly after that, Y"
-    rf"|{SOON}(?P<word>then(?:,?\sfinally)?|finally|afterwards|after\sthat|next(?!\sto\b)),?\s)",
+    rf"|{SOON}(?P<word>then(?:,?\sfinally)?|{LATER}|next(?!\sto\b)),?\s)",
     re.IGNORECASE,
 )
-OPENING = re.compile(
-    rf"^(?:and\s)?(?:first(?:\sof\sall)?|at\sfirst|{SOON}(?:then|finally|afterwards|after\sthat))\b,?\s(?=\S)", re.IGNORECASE
-)
+OPENING = re.compile(rf"^(?:and\s)?(?:first(?:\sof\sall)?|at\sfirst|{SOON}(?:then|{LATER}))\b,?\s(?=\S)", re.IGNORECASE)
 LEADING = re.compile(r"^(?P<word>before|after)\s(?P<one>[^,]+),\s(?P<other>.+)$", re.IGNORECASE)
 BETWEEN = re.compile(r"^(?P<one>.+?),?\s(?P<word>before|after)\s(?P<other>.+)$", re.IGNORECASE)
 UNFINISHED = AUXILIARIES | word_set("and or but which that who while as when if the a an")  # no sound ends with these
-NOT_AN_ORDER = word_set("now until till since")  # "now and then", "until then"
+NO_ORDER_AFTER = UNFINISHED | word_set("now until till since")  # "now and then", "until then"
 ON_THE_WAY = PREPOSITIONS | word_set("up down out off away back not along around")  # "a man walks up then down the stairs"
 # Verbs that follow a subject told before; those of phrases.py, and others
 LONE_VERBS = VERBS | word_set(
@@ -37,12 +36,17 @@ LONE_VERBS = VERBS | word_set(
     """
 )
 PRONOUNS = ("it", "he", "she", "they")
-# What is left when a sound ends or is said to change: nothing that can be heard by itself
-NOT_HEARD = word_set(
-    """
+# Nothing that can be heard by itself; so is what is left when a sound ends or is said to change
+NOT_HEARD = (
+    UNFINISHED
+    | PREPOSITIONS
+    | frozenset(ARTICLES)
+    | word_set(
+        """
     stops stop fades fade ends ceases dies quietens silence quiet calm softer louder faster slower again more twice thrice once times two
     three four five soon shortly it he she they not out off away
     """
+    )
 )
 
 
@@ -75,7 +79,7 @@ def split_events(sentence: str) -> list[str]:
 
 def _is_order(found: re.Match[str], left: str, right: str) -> bool:
     words, rest = left.lower().split(), right.lower().split()
-    if not words or not rest or words[-1] in UNFINISHED | NOT_AN_ORDER or f", {left.lower()}".endswith(", by"):
+    if not words or not rest or words[-1] in NO_ORDER_AFTER or f", {left.lower()}".endswith(", by"):
         return False
     marked = bool(found["and"] or found["lead"].strip())
     if found["followed"]:  # "a man followed by a dog walks on gravel"
@@ -109,8 +113,7 @@ def _trimmed(piece: str) -> str:
 
 def _is_heard(piece: str) -> bool:
     words = re.findall(r"[\w'-]+", piece.lower())
-    nothing = NOT_HEARD | UNFINISHED | PREPOSITIONS | set(ARTICLES)
-    return bool(words) and words[-1] not in UNFINISHED and any(w not in nothing and not w.endswith("ly") for w in words)
+    return bool(words) and words[-1] not in UNFINISHED and any(w not in NOT_HEARD and not w.endswith("ly") for w in words)
 
 
 def _with_subject(piece: str, subject: str) -> str:

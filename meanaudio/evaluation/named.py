@@ -195,8 +195,7 @@ class _Tagger:
 def named(
     model: str | Path, manifest: str | Path, *, extractor: str = "yamnet", concepts: Path | None = None, prompts: Path | None = None,
     outputs: int = 1, steps: int = 1, guidance_scale: float = 1.0, candidates: int = 1, by_event: bool | None = None, seed: int = 0,
-    device: str | None = None,
-    progress: Callable[[int], object] = lambda count: None,
+    device: str | None = None, progress: Callable[[int], object] = lambda count: None,
 ) -> Named:  # fmt: skip
     """Tag `outputs` clips of each prompt, and up to RECORDINGS recordings of each concept: `manifest`'s whose captions hold its words.
 
