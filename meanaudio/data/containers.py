@@ -199,6 +199,16 @@ def read_zip_member(path: Path, name: str, most: int) -> bytes:
         raise InputError(f"{path}: cannot read {name} from it: {error}") from error
 
 
+def read_tar_member(path: Path, name: str, most: int) -> bytes:
+    """The first `most` bytes of the member `name` of a .tar.gz; nothing is unpacked on disk."""
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            file = archive.extractfile(name)
+            return b"" if file is None else file.read(most)
+    except (tarfile.TarError, OSError, EOFError, KeyError, zlib.error) as error:
+        raise InputError(f"{path}: cannot read {name} from it: {error}") from error
+
+
 CONTAINERS: dict[str, Reader] = {
     ".cat": read_cat,
     ".rcc": read_rcc,

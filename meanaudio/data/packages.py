@@ -1,16 +1,25 @@
-"""Fetch public packages through their registries' ordinary clients, into a cache folder."""
+"""Fetch public packages through their registries' ordinary clients, into a cache folder.
+
+Python packages that come as source alone are fetched without pip, which would run their setup.py.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from importlib import resources
 from pathlib import Path
 
 from meanaudio.errors import InputError
+
+PYPI = "https://pypi.org/simple"
+TIMEOUT = 1800  # seconds
 
 
 @functools.cache
@@ -35,27 +44,35 @@ def _upstream(version: str) -> str:
 
 
 def fetch_package(source: str, cache: Path) -> Path:
-    """The package file of `deb:NAME`, `pypi:NAME` or `npm:NAME`, from the cache or downloaded into it."""
+    """The package file of `deb:NAME`, `pypi:NAME`, `sdist:NAME` or `npm:NAME`, from the cache or downloaded into it."""
     registry, _, name = source.partition(":")
     version = known_versions().get(source)  # a Debian release holds one version of a package, the other registries hold many
-    patterns = {"deb": f"{name}_*.deb", "pypi": f"{name.replace('-', '_')}-{version}-*.whl", "npm": f"{name}-{version}.tgz"}
+    patterns = {
+        "deb": f"{name}_*.deb",
+        "pypi": f"{name.replace('-', '_')}-{version}-*.whl",
+        "sdist": f"{name}-{version}.tar.gz",
+        "npm": f"{name}-{version}.tgz",
+    }
     commands = {
         "deb": ["apt-get", "download", name],
         "pypi": [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", f"{name}=={version}"],
         "npm": ["npm", "pack", f"{name}@{version}"],
     }
-    if registry not in commands:
-        raise InputError(f"unknown source {source!r}; known are deb:NAME, pypi:NAME, npm:NAME")
+    if registry not in patterns:
+        raise InputError(f"unknown source {source!r}; known are deb:NAME, pypi:NAME, sdist:NAME, npm:NAME")
     cache.mkdir(parents=True, exist_ok=True)
     if found := sorted(cache.glob(patterns[registry])):
         return found[-1]
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         try:
-            subprocess.run(commands[registry], cwd=folder, check=True, capture_output=True, text=True, timeout=1800)
+            if registry == "sdist":
+                _download_source(name, patterns[registry], Path(folder))
+            else:
+                subprocess.run(commands[registry], cwd=folder, check=True, capture_output=True, text=True, timeout=TIMEOUT)
         except subprocess.CalledProcessError as error:
             reason = [line for line in error.stderr.strip().splitlines() if line] or [f"exit status {error.returncode}"]
             raise InputError(f"cannot download {source}: {reason[-1]}") from error
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except (OSError, LookupError, ValueError, subprocess.TimeoutExpired) as error:
             raise InputError(f"cannot download {source}: {error}") from error
         made = sorted(Path(folder).glob(patterns[registry]))
         if not made:
@@ -63,6 +80,22 @@ def fetch_package(source: str, cache: Path) -> Path:
         kept = cache / made[0].name
         os.replace(made[0], kept)
         return kept
+
+
+def _download_source(name: str, file: str, folder: Path) -> None:
+    """`file` of PyPI's project `name`, with the sha256 that PyPI states. Raises OSError, LookupError or ValueError."""
+    request = urllib.request.Request(f"{PYPI}/{name}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        listed = {entry["filename"]: entry for entry in json.load(answer)["files"]}
+    if file not in listed:
+        raise LookupError(f"{PYPI}/{name}/ has no {file}")
+    if not listed[file]["url"].startswith("https://"):
+        raise ValueError(f"{file} is not offered by https")
+    with urllib.request.urlopen(listed[file]["url"], timeout=TIMEOUT) as answer:
+        content = answer.read()
+    if hashlib.sha256(content).hexdigest() != listed[file]["hashes"]["sha256"]:
+        raise ValueError(f"{file} is not what PyPI says it is: another sha256")
+    (folder / file).write_bytes(content)
 
 
 def version_of(package: Path) -> str:

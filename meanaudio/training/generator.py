@@ -214,12 +214,11 @@ class GeneratorTask:
 
     def _judge(self) -> Judge:
         """Of what codec_from's VAE decodes. Raises InputError if the judge was taught with other latents."""
-        config, folder = self.config, Path(self.config.objective.judge or "")
+        config, folders = self.config, [Path(folder) for folder in self.config.objective.judge]
         encoders, name = Encoders(config, self.device), self.train.index["codec_hash"]
-        vae, mel = encoders.codec.vae, encoders.codec.config.mel
         return load_opinion(
-            folder, vae, mel, encoders.text, codec_hash=name, text=config.text, mean=self.mean, std=self.std, scenes=config.scenes,
-            pad=self._padding,
+            folders, load_codec(encoders.folder), encoders.text, codec_hash=name, text=config.text, mean=self.mean, std=self.std,
+            scenes=config.scenes, pad=self._padding,
         )  # fmt: skip
 
     @property

