@@ -25,7 +25,8 @@ from meanaudio.errors import InputError
 from meanaudio.precision import hold_in_bfloat16
 
 HASHES_FILE = "hashes.json"
-ABOUT_WEIGHTS = (HASHES_FILE, "README.md", "best.json")
+WORDS_FILE = "words.safetensors"  # rewording.py: of the very network
+ABOUT_WEIGHTS = (HASHES_FILE, WORDS_FILE, "README.md", "best.json")
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:

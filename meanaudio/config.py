@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from meanaudio.audio import AudioSpec
 from meanaudio.errors import InputError
@@ -226,14 +226,6 @@ def _share(schedule: ScheduleConfig) -> ScheduleConfig:
 Share = Annotated[ScheduleConfig, AfterValidator(_share)]
 
 
-def _listed(value: Any) -> Any:
-    """One name stands for a list of one."""
-    return (value,) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-
-
 class TimeConfig(Config):
     """How (t, r) are drawn: logit-normal, with a scheduled share of the interval rows at (1, 0), the jump of one-step sampling."""
 
@@ -312,7 +304,6 @@ INSTANT = {"flow_matching", "guidance_distillation"}  # objectives that only loo
 # objectives with a teacher
 DISTILLED = {"guidance_distillation", "mean_flow_distillation", "progressive_distillation", "distribution_matching"}
 WITH_CRITIC = {"distribution_matching"}  # objectives that train a critic beside the network
-EarsKind = Literal["aisfx", "soundnet"]
 REWARDED = {"reward"}  # objectives that please a judge
 
 
@@ -324,8 +315,8 @@ class ObjectiveConfig(Config):
     scale: for a network that takes the guidance scale as an input; it is then drawn for each row, and omega and kappa are not used.
     alpha: alpha_flow's way from flow matching (1) to mean flow (0). difference: the time step of finite_difference.
     teacher: folder of the checkpoint that a distillation learns from. halving: the round of a progressive distillation.
-    matching: the critic of distribution_matching, and what it keeps. judge: folder of the judge that a reward comes from, or of several,
-    all of whom count alike. anchor: how much the network is held to what it made before.
+    matching: the critic of distribution_matching, and what it keeps. judge: folder of the judge that a reward comes from. anchor: how much
+    the network is held to what it made before.
     dropped_rows: rows that lose their text regress the plain velocity ("plain") or, in mean_flow, a guided one ("release").
     """
 
@@ -341,7 +332,7 @@ class ObjectiveConfig(Config):
     teacher: str | None = None
     halving: HalvingConfig = HalvingConfig()
     matching: MatchingConfig = MatchingConfig()
-    judge: Names = ()
+    judge: str | None = None
     anchor: float = Field(0.5, ge=0)
     text_dropout: float = Field(0.1, ge=0, lt=1)
     dropped_rows: Literal["plain", "release"] = "plain"
@@ -357,7 +348,7 @@ class ObjectiveConfig(Config):
     def _kind_has_what_it_needs(self):
         if self.kind in DISTILLED and self.teacher is None:
             raise ValueError(f"{self.kind} needs teacher, the folder of a checkpoint")
-        if self.kind in REWARDED and not self.judge:
+        if self.kind in REWARDED and self.judge is None:
             raise ValueError(f"{self.kind} needs judge, the folder of a trained one (task judge)")
         if self.kind == "guidance_distillation" and self.scale is None:
             raise ValueError("guidance_distillation needs scale, such as {low: 1, high: 8}")
@@ -547,13 +538,12 @@ class ScorerConfig(Config):
 
 
 class JudgeConfig(Config):
-    """A judge whose opinion the objective `reward` follows (docs/training.md, 'A judge, and its reward'). ears: what it hears with
-    (evaluation/ears.py). dim: of the space that sounds and captions share, for each of its heads.
+    """The judge whose opinion the objective `reward` follows (docs/training.md, 'A judge, and its reward'). dim: of the space that sounds
+    and captions share, for each of its heads.
 
     items: how many scenes of the training clips it hears. noise: on what it hears, in standard deviations. near: as the scorer's.
     """
 
-    ears: EarsKind = "aisfx"
     items: int = Field(12288, gt=0)
     width: int = Field(512, gt=0)
     dim: int = Field(256, gt=0)
@@ -838,7 +828,6 @@ class JudgeCheckpointConfig(Config):
     """
 
     format: Literal[3] = 3
-    ears: EarsKind = "aisfx"
     codec_hash: str
     text: TextConfig
     mel: MelConfig

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from meanaudio.checkpoint import link_others, load_weights, read_json, save_weights, write_json
+from meanaudio.checkpoint import WORDS_FILE, link_others, load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, with_vocoder
 from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
@@ -76,6 +76,7 @@ def pack(
                 shutil.copyfile(network / part, beside / part)
         MeanAudio.from_pretrained(beside, device="cpu")
         out.mkdir(exist_ok=True)
+        (out / WORDS_FILE).unlink(missing_ok=True)  # what was learned of the weights that were there
         for path in beside.iterdir():
             if (out / path.name).is_dir():
                 shutil.rmtree(out / path.name)

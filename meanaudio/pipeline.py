@@ -15,7 +15,7 @@ from torch import Tensor
 
 from meanaudio import DEFAULT_MODEL
 from meanaudio.audio import high_pass, join, limit_peak, match_level, save_audio
-from meanaudio.checkpoint import check_sizes, find_local, read_json
+from meanaudio.checkpoint import WORDS_FILE, check_sizes, find_local, read_json
 from meanaudio.codec.codec import Codec, load_codec
 from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
@@ -30,6 +30,7 @@ from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
 from meanaudio.precision import DTYPES, computing_in, warn_if_slow
 from meanaudio.ranking import best_of, candidate_seeds, check_candidates, event_seeds, outside_notice
+from meanaudio.rewording import KnownWords, load_words
 from meanaudio.sampling import integrate, integrate_stochastic, invert, per_sample_noises, uniform_times
 from meanaudio.steering import (
     ALWAYS,
@@ -110,10 +111,10 @@ class MeanAudio:
 
     def __init__(
         self, config: CheckpointConfig, network: Transformer, codec: Codec, encoder: TextEncoder, *, name: str, dtype: torch.dtype,
-        null_text: TextFeatures | None = None, folder: Path | None = None, scorer: Scorer | None = None,
+        null_text: TextFeatures | None = None, folder: Path | None = None, scorer: Scorer | None = None, words: KnownWords | None = None,
     ) -> None:  # fmt: skip
         self.config, self.network, self.codec, self.encoder = config, network, codec, encoder
-        self.name, self.dtype, self.folder, self.scorer = name, dtype, folder, scorer
+        self.name, self.dtype, self.folder, self.scorer, self.words = name, dtype, folder, scorer, words
         self.device = next(network.parameters()).device
         self.mean = torch.tensor(config.latent_mean, device=self.device)
         self.std = torch.tensor(config.latent_std, device=self.device)
@@ -165,8 +166,12 @@ class MeanAudio:
                 part.compile()
         null_text = read_null_text(folder) if (folder / NULL_TEXT_FILE).exists() else None
         scorer = None if config.scorer is None else load_scorer(folder, config.scorer, finite=finite).to(where)
+        told = scorer is not None and lora is None and (folder / WORDS_FILE).exists()  # of the network without adapters
+        words = load_words(folder, scorer) if told and scorer is not None else None
         name = folder.name if lora is None else f"{folder.name} + {lora}"
-        return MeanAudio(config, network, codec, encoder, name=name, dtype=precision, null_text=null_text, folder=folder, scorer=scorer)
+        return MeanAudio(
+            config, network, codec, encoder, name=name, dtype=precision, null_text=null_text, folder=folder, scorer=scorer, words=words
+        )  # fmt: skip
 
     # The three stages; `generate` is their composition, and a benchmark may time each.
 
@@ -250,6 +255,7 @@ class MeanAudio:
         num_candidates: int = 1,
         keep: int = 1,
         by_event: bool | None = None,
+        known_words: bool | None = None,
         level_db: float | None = -18.0,
     ) -> Audio:
         """One clip a prompt, exactly `duration` seconds (default: the length the checkpoint was trained at).
@@ -268,6 +274,9 @@ class MeanAudio:
         by_event: what a prompt says is heard one after another ("a dog barks, then a door slams"; data/events.py) is generated sound by
         sound, each in its share of the time and at its own level, and joined; None: as the checkpoint does (`config.by_event`). Event j is
         drawn from the clip's seed + 1779033703 j, and candidates are ranked event by event.
+        known_words: a prompt, or an event of one, that means nearly what captions do that the checkpoint was taught is given to the
+        network in the words of the one that it makes best (rewording.py; `in_words` of Audio.parameters); None: if the checkpoint has
+        learned which that is, and there is no classifier, who may look for its classes in the prompt.
         level_db: the loudest 400 ms of each clip, by event of each sound, are brought to this level in dBFS, peaks permitting; None leaves
         levels as they come. Below 20 Hz nothing is left.
         Raises InputError for an empty or overlong prompt, for numbers out of range, and for guidance or candidates that this checkpoint
@@ -284,12 +293,13 @@ class MeanAudio:
         first = secrets.randbelow(2**31) if seed is None else seed
         texts = [event for each in events for event in each]
         seeds = candidate_seeds(event_seeds(first, [len(each) for each in events]), num_candidates)
+        said = self._in_known_words(texts, (self.words is not None and classifier is None) if known_words is None else known_words)
         text, steering = self.steer(
-            [event for event in texts for _ in range(num_candidates)], guidance_scale=guidance_scale, negative_prompt=negative_prompt,
+            [said[event] for event in texts for _ in range(num_candidates)], guidance_scale=guidance_scale, negative_prompt=negative_prompt,
             guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier, classifier_scale=classifier_scale,
             classifier_reference=classifier_reference,
         )  # fmt: skip
-        self._tell_what_is_outside(texts, text[::num_candidates])
+        self._tell_what_is_outside(texts, self.encode_text(texts))
         samples = torch.empty(len(prompts), keep, self.codec.spec.num_samples(duration))
         ranked = list[list[dict[str, Any]]]([[] for _ in prompts])
         rows = torch.arange(len(seeds)).split([len(each) * num_candidates for each in events])
@@ -307,12 +317,21 @@ class MeanAudio:
             "negative_prompt": negative_prompt, "guidance_limits": None if tuple(guidance_limits) == ALWAYS else list(guidance_limits),
             "guide_with": guide_with and str(guide_with), "stochastic": stochastic or None,
             "by_event": None if parted == self.config.by_event else parted,
+            "known_words": known_words,
         }  # fmt: skip
         shared |= {key: value for key, value in options.items() if value is not None}
         if isinstance(classifier, str | Path):
             shared |= {"classifier": str(classifier), "classifier_scale": classifier_scale, "classifier_reference": classifier_reference}
+        in_words = [[said[event] for event in each] for each in events]
         parameters = [
-            {"prompt": prompt, "seed": first + k, **shared, **({"events": events[k]} if len(events[k]) > 1 else {}), **each}
+            {
+                "prompt": prompt,
+                "seed": first + k,
+                **shared,
+                **({"events": events[k]} if len(events[k]) > 1 else {}),
+                **({"in_words": in_words[k]} if in_words[k] != events[k] else {}),
+                **each,
+            }
             for k, prompt in enumerate(prompts)
             for each in ranked[k]
         ]
@@ -355,6 +374,14 @@ class MeanAudio:
             ]  # fmt: skip
         sounds = self._sound(latents, length, level_db).unflatten(0, (-1, events, keep))
         return limit_peak(join(sounds.unbind(1), overlap)[..., :num_samples]), told
+
+    def _in_known_words(self, texts: Sequence[str], wanted: bool) -> dict[str, str]:
+        """What to give to the network for each text."""
+        if not wanted:
+            return {text: text for text in texts}
+        if self.words is None:
+            raise InputError(f"known_words: {self.name} has not learned in which words it makes what best (`meanaudio learn-words`)")
+        return dict(zip(texts, self.words(texts, self.encode_text(texts).pooled), strict=True))
 
     def _tell_what_is_outside(self, prompts: Sequence[str], text: TextFeatures) -> None:
         if self.scorer is not None and (notice := outside_notice(self.name, self.scorer, prompts, text.pooled)):

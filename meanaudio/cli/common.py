@@ -23,6 +23,13 @@ ByEvent = Annotated[
     Optional[bool],
     typer.Option("--by-event/--as-a-whole", help="Make 'X, then Y' sound by sound, or in one; as the checkpoint does if left out."),
 ]
+KnownWords = Annotated[
+    Optional[bool],
+    typer.Option(
+        "--known-words/--as-said",
+        help="Give prompts near known captions to the network in the words it makes best; if it has learned them.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Columns = Annotated[Optional[list[str]], typer.Option("--column", help="field=COLUMN of the table, such as caption=text; may be repeated.")]
 Workers = Annotated[Optional[int], typer.Option(help="Files read at once; as many as there are cores if left out.")]

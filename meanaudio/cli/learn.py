@@ -7,7 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from meanaudio.cli.common import Device, Quiet, Set, app
+from meanaudio import DEFAULT_MODEL
+from meanaudio.cli.common import Device, Model, Quiet, Set, app
 
 
 @app.command()
@@ -45,6 +46,27 @@ def distill(
 
     export = run(load_config(TrainConfig, config, set_ or []), out, device=device, progress_bar=not quiet)
     print(f"{out}: stopped; the same command goes on" if export is None else f"one-step network: {export}")
+
+
+@app.command("learn-words")
+def learn_words(
+    manifest: Annotated[
+        Path, typer.Argument(help="Manifest of the recordings that the checkpoint was taught, such as data/sounds/manifest.jsonl.")
+    ],
+    model: Model = DEFAULT_MODEL,
+    outputs: Annotated[int, typer.Option(help="Clips made of each known caption.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of the first clip, and of the listeners' learning.")] = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find out in which words a checkpoint makes what it was taught, and keep that with it: prompts are given to it in those."""
+    from tqdm import tqdm
+
+    from meanaudio.evaluation.words import learn_words as run
+
+    with tqdm(unit="clip", disable=quiet) as bar:
+        path = run(model, manifest, outputs=outputs, seed=seed, device=device, progress=bar.update)
+    print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.cli.common import ByEvent, Device, Dtype, Model, app
+from meanaudio.cli.common import ByEvent, Device, Dtype, KnownWords, Model, app
 
 Guidance = Annotated[
     float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none. A checkpoint that takes it as an input has its own range.")
@@ -56,6 +56,7 @@ def generate(
     ] = 1,
     keep: Annotated[int, typer.Option("--keep", "-k", help="Of the candidates, how many to keep: NAME-1.wav is the best.")] = 1,
     by_event: ByEvent = None,
+    known_words: KnownWords = None,
     lora: Annotated[
         Optional[str], typer.Option(help="Folder of adapters that were trained on this checkpoint; folder:0.5 takes half of them.")
     ] = None,
@@ -73,7 +74,8 @@ def generate(
         everything, out, model=model, duration=duration, steps=steps, seed=seed, level_db=level, guidance_scale=guidance,
         negative_prompt=negative_prompt, guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier,
         classifier_scale=classifier_scale, classifier_reference=classifier_reference, stochastic=stochastic, num_candidates=candidates,
-        keep=keep, by_event=by_event, lora=lora, device=device, dtype=dtype, vocoder=vocoder, compile=compile_, spectrogram=spectrogram,
+        keep=keep, by_event=by_event, known_words=known_words, lora=lora, device=device, dtype=dtype, vocoder=vocoder, compile=compile_,
+        spectrogram=spectrogram,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import zipfile
@@ -102,12 +103,19 @@ class _Arrays(pickle.Unpickler):
         return known[name]
 
 
-def read_pickled_array(content: bytes, source: str) -> np.ndarray:
-    """The array of objects in a .npy file's bytes, which numpy would read by running what it says: only arrays, of numbers or of objects,
-    are made of it. Raises InputError for anything else."""
+def read_pickled_array(content: bytes, source: str, *, sha256: str) -> np.ndarray:
+    """The array of objects in the bytes of a known .npy file, which numpy would read by running what it says.
+
+    Only arrays, of numbers or of objects, are made of it; as an array can be told to lie where it does not, only bytes with this `sha256`
+    are read. Raises InputError for others, and for anything else in them.
+    """
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(f"{source} is not the known file (its sha256 is not {sha256})")
     file = io.BytesIO(content)
     try:
-        np.lib.format.read_array_header_1_0(file) if np.lib.format.read_magic(file) == (1, 0) else np.lib.format.read_array_header_2_0(file)
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("another version of numpy's format")
+        np.lib.format.read_array_header_1_0(file)
         found = _Arrays(file, encoding="latin1").load()
     except Exception as error:  # whatever damaged bytes lead to
         told = f"{type(error).__name__}: {str(error)[:200]}"

@@ -203,9 +203,12 @@ def read_tar_member(path: Path, name: str, most: int) -> bytes:
     """The first `most` bytes of the member `name` of a .tar.gz; nothing is unpacked on disk."""
     try:
         with tarfile.open(path, "r:gz") as archive:
-            file = archive.extractfile(name)
-            return b"" if file is None else file.read(most)
-    except (tarfile.TarError, OSError, EOFError, KeyError, zlib.error) as error:
+            info = archive.getmember(name)
+            file = archive.extractfile(info) if info.isfile() else None
+            if file is None:
+                raise ValueError("it is no file")
+            return file.read(most)
+    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError, zlib.error) as error:
         raise InputError(f"{path}: cannot read {name} from it: {error}") from error
 
 

