@@ -21,6 +21,8 @@ from meanaudio.models.scorer import Scorer
 
 NEAREST = 4  # captions that may take a prompt's place
 ALIKE = 0.6  # cosine of sentence vectors that they need
+KNOWN = 0.999  # cosine from which on a prompt is a known caption
+SAME = 0.7  # cosine of two captions, each of which may stand for what the other says
 SPREAD = 0.1  # of cosines, by which what is heard as a caption near the prompt counts for it
 HEARD = 16  # captions that are stored of what one is heard as, the likeliest
 SUFFIX = re.compile(r"(?<=\w{3})(?:ing|ed|es|s|e)$")
@@ -45,8 +47,8 @@ class KnownWords:
     def __call__(self, prompts: Sequence[str], pooled: Tensor) -> list[str]:
         """Each prompt, with sentence vectors [B, P], or the caption in whose words it is made best.
 
-        Of the captions that mean nearly the same, that whose outputs are most often heard as what is near the prompt. A prompt with a word
-        that other captions have and none of these, such as a second sound, stays as it is.
+        Of the captions that mean nearly the same, that whose outputs are most often heard as what is near the prompt. Not one that lacks a
+        word of the prompt, unless those near both have it, or none at all: it may be a second sound's. A known caption stays as it is.
         """
         cosines = self.scorer.cosines(pooled)
         fits = (cosines / SPREAD).softmax(1) @ self.heard.to(cosines).T
@@ -54,9 +56,16 @@ class KnownWords:
 
     def _said(self, prompt: str, cosines: Tensor, fits: Tensor) -> str:
         near = [i for i in cosines.topk(min(NEAREST, len(cosines))).indices.tolist() if cosines[i] >= ALIKE]
-        if not near or (stems(prompt) - set[str]().union(*(self.stems[i] for i in near))) & self.all_stems:
+        named = stems(prompt) & self.all_stems
+        alike = self.scorer.known_text[near] @ self.scorer.known_text[near].T >= SAME
+        fitting = [
+            i
+            for k, i in enumerate(near)
+            if named <= set[str]().union(*(self.stems[j] for j, same in zip(near, alike[k].tolist(), strict=True) if same))
+        ]
+        if not fitting or cosines[near[0]] >= KNOWN:
             return prompt
-        return self.captions[max(near, key=lambda i: fits[i].item())]
+        return self.captions[max(fitting, key=lambda i: fits[i].item())]
 
 
 def sparse(heard: Tensor) -> dict[str, Tensor]:

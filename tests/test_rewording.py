@@ -45,7 +45,7 @@ def test_words_without_their_endings():
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("a horse neighs", "a horse whinnies"),
+        ("a horse neighs", "a horse neighs"),  # a known caption is what it is
         ("a horse neighs loudly", "a horse whinnies"),
         ("a horse neighs in a barn", "a horse whinnies"),  # no caption knows barns
         ("a horse neighs in the rain", "a horse neighs in the rain"),  # another sound
@@ -64,21 +64,21 @@ def test_a_prompt_takes_the_words_that_are_heard_as_what_it_means(model, prompt,
 
 
 def test_what_is_generated_is_what_the_other_words_give(model):
-    found = model.generate(["a horse neighs", "rain falls"], seed=3)
+    found = model.generate(["a horse neighs loudly", "rain falls"], seed=3)
     assert [told.get("in_words") for told in found.parameters] == [["a horse whinnies"], None]
-    assert [told["prompt"] for told in found.parameters] == ["a horse neighs", "rain falls"]
+    assert [told["prompt"] for told in found.parameters] == ["a horse neighs loudly", "rain falls"]
     exactly = model.generate(["a horse whinnies", "rain falls"], seed=3, known_words=False)
     torch.testing.assert_close(found.samples, exactly.samples)
     assert [told["known_words"] for told in exactly.parameters] == [False, False]
-    as_said = model.generate("a horse neighs", seed=3, known_words=False)
+    as_said = model.generate("a horse neighs loudly", seed=3, known_words=False)
     assert not torch.allclose(as_said.samples[0], found.samples[0])
-    torch.testing.assert_close(model.generate("a horse neighs", seed=3).samples[0], found.samples[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.generate("a horse neighs loudly", seed=3).samples[0], found.samples[0], atol=1e-4, rtol=1e-4)
 
 
 def test_events_and_candidates_are_reworded_one_by_one(model):
     options = {"by_event": True, "duration": 1.2, "seed": 4, "num_candidates": 2}
-    found = model.generate("rain falls, then a horse neighs", **options)
-    assert found.parameters[0]["events"] == ["rain falls", "a horse neighs"]
+    found = model.generate("rain falls, then a horse neighs loudly", **options)
+    assert found.parameters[0]["events"] == ["rain falls", "a horse neighs loudly"]
     assert found.parameters[0]["in_words"] == ["rain falls", "a horse whinnies"]
     exactly = model.generate("rain falls, then a horse whinnies", known_words=False, **options)
     torch.testing.assert_close(found.samples, exactly.samples)
@@ -86,7 +86,7 @@ def test_events_and_candidates_are_reworded_one_by_one(model):
 
 def test_a_classifier_looks_for_its_classes_in_the_prompts_own_words(model):
     tagger = Tagger(classes=("neighs", "rain"), latent_dim=model.config.network.latent_dim, width=8, blocks=1).eval()
-    found = model.generate("a horse neighs", seed=3, steps=2, classifier=tagger)
+    found = model.generate("a horse neighs loudly", seed=3, steps=2, classifier=tagger)
     assert "in_words" not in found.parameters[0]
 
 
@@ -133,7 +133,7 @@ def test_other_weights_do_not_inherit_the_table(checkpoint, tmp_path, fast_text)
 
 
 def test_from_the_command_line(run, checkpoint, fast_text, tmp_path):
-    shared = ("generate", "a horse neighs", "-m", checkpoint, "--device", "cpu", "--seed", 1)
+    shared = ("generate", "a horse neighs loudly", "-m", checkpoint, "--device", "cpu", "--seed", 1)
     for option, told in (([], ["a horse whinnies"]), (["--known-words"], ["a horse whinnies"]), (["--as-said"], None)):
         code, _, err = run(*shared, "-o", tmp_path / "out.wav", *option)
         assert code == 0, err
@@ -143,6 +143,6 @@ def test_from_the_command_line(run, checkpoint, fast_text, tmp_path):
 def test_sentence_vectors_decide_not_the_order_of_captions(checkpoint, fast_text):
     scorer = load_scorer(checkpoint, MeanAudio.from_pretrained(checkpoint, device="cpu").config.scorer)
     words = KnownWords(scorer, HEARD_AS)
-    prompts = ["a horse neighs", "rain falls", "a horse gallops"]
+    prompts = ["a horse neighs loudly", "rain falls", "a horse gallops"]
     assert words(prompts, WordHash()(prompts).pooled) == ["a horse whinnies", "rain falls", "a horse gallops"]
     assert words(prompts[::-1], WordHash()(prompts[::-1]).pooled) == ["a horse gallops", "rain falls", "a horse whinnies"]
