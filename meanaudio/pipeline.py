@@ -166,8 +166,8 @@ class MeanAudio:
                 part.compile()
         null_text = read_null_text(folder) if (folder / NULL_TEXT_FILE).exists() else None
         scorer = None if config.scorer is None else load_scorer(folder, config.scorer, finite=finite).to(where)
-        told = scorer is not None and lora is None and (folder / WORDS_FILE).exists()  # of the network without adapters
-        words = load_words(folder, scorer) if told and scorer is not None else None
+        # what is known of a network's words is not true of it with adapters
+        words = load_words(folder, scorer) if scorer is not None and lora is None and (folder / WORDS_FILE).exists() else None
         name = folder.name if lora is None else f"{folder.name} + {lora}"
         return MeanAudio(
             config, network, codec, encoder, name=name, dtype=precision, null_text=null_text, folder=folder, scorer=scorer, words=words
@@ -299,7 +299,7 @@ class MeanAudio:
             guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier, classifier_scale=classifier_scale,
             classifier_reference=classifier_reference,
         )  # fmt: skip
-        self._tell_what_is_outside(texts, self.encode_text(texts))
+        self._tell_what_is_outside(texts)
         samples = torch.empty(len(prompts), keep, self.codec.spec.num_samples(duration))
         ranked = list[list[dict[str, Any]]]([[] for _ in prompts])
         rows = torch.arange(len(seeds)).split([len(each) * num_candidates for each in events])
@@ -380,11 +380,13 @@ class MeanAudio:
         if not wanted:
             return {text: text for text in texts}
         if self.words is None:
-            raise InputError(f"known_words: {self.name} has not learned in which words it makes what best (`meanaudio learn-words`)")
+            raise InputError(
+                f"known_words: {self.name} has not learned in which words it makes what best (`meanaudio learn-words`; not with adapters)"
+            )
         return dict(zip(texts, self.words(texts, self.encode_text(texts).pooled), strict=True))
 
-    def _tell_what_is_outside(self, prompts: Sequence[str], text: TextFeatures) -> None:
-        if self.scorer is not None and (notice := outside_notice(self.name, self.scorer, prompts, text.pooled)):
+    def _tell_what_is_outside(self, prompts: Sequence[str]) -> None:
+        if self.scorer is not None and (notice := outside_notice(self.name, self.scorer, prompts, self.encode_text(prompts).pooled)):
             warnings.warn(notice, OutsideKnowledge, stacklevel=3)
 
     def edit(
@@ -414,7 +416,7 @@ class MeanAudio:
         if not 0 < strength <= 1:
             raise InputError(f"strength = {strength}: must be above 0 and at most 1")
         text, steering = self.steer(prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
-        self._tell_what_is_outside(prompts, text)
+        self._tell_what_is_outside(prompts)
         before = self.null_text if source is None and self.null_text is not None else self.encode_text([source or ""])
         latents = self.encode(audio[None].to(self.device)).expand(len(prompts), -1, -1)
         moved = self.move_latents(

@@ -19,7 +19,7 @@ from meanaudio.evaluation.extractors import Extractor, make_extractor
 from meanaudio.evaluation.hearing import trim
 from meanaudio.evaluation.judge import Judge
 from meanaudio.pipeline import MeanAudio
-from meanaudio.rewording import sparse
+from meanaudio.rewording import made_for, sparse
 
 EARS = ("aisfx", "soundnet")  # who listens: not who measures (docs/evaluation.md)
 SECONDS, TRIM_DB = 4.0, 50.0  # of a clip, without silence at its ends, so much is heard
@@ -41,12 +41,13 @@ def learn_words(
     their learning, and of the first output. progress: told of clips heard, by one listener each. Raises InputError without a scorer, and if
     a known caption has no training clip.
     """
+    if outputs < 1:
+        raise InputError(f"outputs = {outputs}: must be 1 or more")
     folder = find_checkpoint(model)
+    (folder / WORDS_FILE).unlink(missing_ok=True)
     pipeline = MeanAudio.from_pretrained(folder, device=device)
     if pipeline.scorer is None:
         raise InputError(f"{pipeline.name} has no scorer, which says what captions it knows (docs/scorer.md)")
-    if outputs < 1:
-        raise InputError(f"outputs = {outputs}: must be 1 or more")
     captions, rate = list(pipeline.scorer.known), pipeline.sample_rate
     places = {caption: i for i, caption in enumerate(captions)}
     clips = [clip for clip in read_manifest(manifest) if clip.split == "train" and clip.caption in places]
@@ -62,7 +63,7 @@ def learn_words(
         with torch.inference_mode():
             total += listener.fits(sounds).log_softmax(1).unflatten(0, (-1, outputs)).mean(1)
     heard = (total / len(ears)).softmax(1)
-    write_beside(folder / WORDS_FILE, lambda path: save_file(sparse(heard), path))
+    write_beside(folder / WORDS_FILE, lambda path: save_file(sparse(heard), path, made_for(folder, captions)))
     return folder / WORDS_FILE
 
 

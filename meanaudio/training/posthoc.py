@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meanaudio.checkpoint import load_weights, read_json, save_weights
+from meanaudio.checkpoint import WORDS_FILE, load_weights, read_json, save_weights
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE
 from meanaudio.config import TrainConfig, parse
 from meanaudio.errors import InputError
@@ -125,6 +125,6 @@ def reconstruct(run: Path, sigma_rel: float, out: Path, *, step: int | None = No
             averaged[key] = averaged.get(key, 0) + float(weight) * value.float()
     if unknown := sorted(averaged.keys() - total.keys()):
         raise InputError(f"{run / SNAPSHOTS}: {unknown[0]!r} is no weight of {run / 'export' / file}")
-    shutil.copytree(run / "export", out, ignore=shutil.ignore_patterns(file), dirs_exist_ok=True)
+    shutil.copytree(run / "export", out, ignore=shutil.ignore_patterns(file, WORDS_FILE), dirs_exist_ok=True)
     save_weights(out / file, total | averaged)
     return f"{out}: sigma_rel {sigma_rel:g} after step {step}, from {len(snapshots)} snapshots; relative error of the fit {error:.1e}"

@@ -1,6 +1,7 @@
 """Learning in which words a checkpoint makes what: on tones, by listeners of tones, of a checkpoint that mistakes one for another."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -97,4 +98,4 @@ def test_what_cannot_be_learned_is_refused(checkpoint, tiny_checkpoint, tiny_man
 def test_the_verb(run, checkpoint, tiny_manifest):
     code, out, err = run("learn-words", tiny_manifest, "-m", checkpoint, "--outputs", 1, "--device", "cpu", "--quiet")
     assert code == 0, err
-    assert "words.safetensors: 0 kB" in out
+    assert re.search(r"words\.safetensors: \d kB", out)

