@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from meanaudio.checkpoint import WORDS_FILE, file_hash, load_weights
-from meanaudio.concepts import words
+from meanaudio.concepts import IDLE, words
 from meanaudio.data.phrases import ARTICLES, AUXILIARIES, PREPOSITIONS
 from meanaudio.errors import InputError
 from meanaudio.models.scorer import ALIKE, Scorer
@@ -26,19 +26,22 @@ from meanaudio.models.transformer import NETWORK_FILE
 NEAREST = 4  # captions that may take a prompt's place
 SPREAD = 0.1  # of cosines, by which what is heard as a caption near the prompt counts for it
 HEARD = 16  # captions that are stored of what one is heard as, the likeliest
-# words that a caption must have if the prompt has them: they join sounds, or deny them
+# Words that a caption must have if the prompt has them: they join sounds, or deny them.
 JOINING = frozenset(words("and with while as amid during before after then no not without never"))
-SAYING_LITTLE = (
-    frozenset(
-        (*ARTICLES, *AUXILIARIES, *PREPOSITIONS, *words("be being been of sound sounds noise noises recording hear heard you we there"))
-    )
-    - JOINING
+LIGHT = frozenset(
+    (*ARTICLES, *AUXILIARIES, *PREPOSITIONS)
+    + tuple(words("be being been you we there hear heard sound sounds noise noises recording go goes going come comes make makes making"))
 )
+QUALIFYING = IDLE - LIGHT  # which a caption may lack, but not add: "large", "twice", "distant"
 
 
 def stems(text: str) -> set[str]:
-    """Words that say what sounds, and how, without their endings: "a bell is ringing" -> {"bell", "ring"}."""
-    return {_stem(word) for word in words(text) if word not in SAYING_LITTLE}
+    """Words that say what sounds, without their endings: "a small bell is ringing" -> {"bell", "ring"}; and those that join or deny."""
+    return {_stem(word) for word in words(text) if word in JOINING or word not in IDLE | LIGHT}
+
+
+def qualifiers(text: str) -> set[str]:
+    return {_stem(word) for word in words(text) if word in QUALIFYING - JOINING}
 
 
 def _stem(word: str) -> str:
@@ -61,13 +64,15 @@ class KnownWords:
     def __init__(self, scorer: Scorer, heard: Tensor) -> None:
         self.scorer, self.heard, self.captions = scorer, heard, list(scorer.known)
         self.keys, self.stems = {key(caption) for caption in self.captions}, [stems(caption) for caption in self.captions]
+        self.qualifiers = [qualifiers(caption) for caption in self.captions]
         self.known = set(map(_stem, JOINING)).union(*self.stems)
 
     def __call__(self, prompts: Sequence[str], pooled: Tensor) -> list[str]:
         """Each prompt, with sentence vectors [B, P], or the caption in whose words it is made best.
 
-        Of the captions that mean nearly the same and have all of the prompt's words that any caption has, that is the one whose outputs are
-        most often heard as what is near the prompt. A known caption stays as it is, and so does a prompt for which there is none.
+        Of the captions that mean nearly the same, have all of the prompt's words that any caption has, and do not say more of how large,
+        near or often, that is the one whose outputs are most often heard as what is near the prompt. A known caption stays as it is, and so
+        does a prompt for which there is none.
         """
         cosines = self.scorer.cosines(pooled)
         fits = (cosines / SPREAD).softmax(1) @ self.heard.to(cosines).T
@@ -76,9 +81,9 @@ class KnownWords:
     def _said(self, prompt: str, cosines: Tensor, fits: Tensor) -> str:
         if key(prompt) in self.keys:
             return prompt
-        named = stems(prompt) & self.known
+        named, qualified = stems(prompt) & self.known, qualifiers(prompt)
         near = cosines.topk(min(NEAREST, len(cosines))).indices.tolist()
-        fitting = [i for i in near if cosines[i] >= ALIKE and named <= self.stems[i]]
+        fitting = [i for i in near if cosines[i] >= ALIKE and named <= self.stems[i] and self.qualifiers[i] <= qualified]
         return self.captions[max(fitting, key=lambda i: fits[i].item())] if fitting else prompt
 
 
