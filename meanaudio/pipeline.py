@@ -274,7 +274,7 @@ class MeanAudio:
         by_event: what a prompt says is heard one after another ("a dog barks, then a door slams"; data/events.py) is generated sound by
         sound, each in its share of the time and at its own level, and joined; None: as the checkpoint does (`config.by_event`). Event j is
         drawn from the clip's seed + 1779033703 j, and candidates are ranked event by event.
-        known_words: a prompt, or an event of one, that means nearly what captions do that the checkpoint was taught is given to the
+        known_words: a prompt, but not its events, that means nearly what captions do that the checkpoint was taught is given to the
         network in the words of the one that it makes best (rewording.py; `in_words` of Audio.parameters); None: if the checkpoint has
         learned which that is, and there is no classifier, who may look for its classes in the prompt.
         level_db: the loudest 400 ms of each clip, by event of each sound, are brought to this level in dBFS, peaks permitting; None leaves
@@ -293,9 +293,12 @@ class MeanAudio:
         first = secrets.randbelow(2**31) if seed is None else seed
         texts = [event for each in events for event in each]
         seeds = candidate_seeds(event_seeds(first, [len(each) for each in events]), num_candidates)
-        said = self._in_known_words(texts, (self.words is not None and classifier is None) if known_words is None else known_words)
+        whole = [each[0] for each in events if len(each) == 1]
+        known = self._in_known_words(whole, (self.words is not None and classifier is None) if known_words is None else known_words)
+        said = [[known[each[0]]] if len(each) == 1 else each for each in events]
         text, steering = self.steer(
-            [said[event] for event in texts for _ in range(num_candidates)], guidance_scale=guidance_scale, negative_prompt=negative_prompt,
+            [words for each in said for words in each for _ in range(num_candidates)],
+            guidance_scale=guidance_scale, negative_prompt=negative_prompt,
             guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier, classifier_scale=classifier_scale,
             classifier_reference=classifier_reference,
         )  # fmt: skip
@@ -322,14 +325,13 @@ class MeanAudio:
         shared |= {key: value for key, value in options.items() if value is not None}
         if isinstance(classifier, str | Path):
             shared |= {"classifier": str(classifier), "classifier_scale": classifier_scale, "classifier_reference": classifier_reference}
-        in_words = [[said[event] for event in each] for each in events]
         parameters = [
             {
                 "prompt": prompt,
                 "seed": first + k,
                 **shared,
                 **({"events": events[k]} if len(events[k]) > 1 else {}),
-                **({"in_words": in_words[k]} if in_words[k] != events[k] else {}),
+                **({"in_words": said[k][0]} if said[k] != events[k] else {}),
                 **each,
             }
             for k, prompt in enumerate(prompts)
@@ -383,7 +385,7 @@ class MeanAudio:
             raise InputError(
                 f"known_words: {self.name} has not learned in which words it makes what best (`meanaudio learn-words`; not with adapters)"
             )
-        return dict(zip(texts, self.words(texts, self.encode_text(texts).pooled), strict=True))
+        return dict(zip(texts, self.words(texts, self.encode_text(texts).pooled), strict=True)) if texts else {}
 
     def _tell_what_is_outside(self, prompts: Sequence[str]) -> None:
         if self.scorer is not None and (notice := outside_notice(self.name, self.scorer, prompts, self.encode_text(prompts).pooled)):

@@ -89,7 +89,7 @@ def test_a_prompt_takes_the_words_that_are_heard_as_what_it_means(model, prompt,
 
 def test_what_is_generated_is_what_the_other_words_give(model):
     found = model.generate(["a horse neighs loudly", "rain falls"], seed=3)
-    assert [told.get("in_words") for told in found.parameters] == [["a brown horse neighs"], None]
+    assert [told.get("in_words") for told in found.parameters] == ["a brown horse neighs", None]
     assert [told["prompt"] for told in found.parameters] == ["a horse neighs loudly", "rain falls"]
     exactly = model.generate(["a brown horse neighs", "rain falls"], seed=3, known_words=False)
     torch.testing.assert_close(found.samples, exactly.samples)
@@ -99,13 +99,15 @@ def test_what_is_generated_is_what_the_other_words_give(model):
     torch.testing.assert_close(model.generate("a horse neighs loudly", seed=3).samples[0], found.samples[0], atol=1e-4, rtol=1e-4)
 
 
-def test_events_and_candidates_are_reworded_one_by_one(model):
+def test_candidates_are_reworded_and_events_are_not_in_a_batch_either(model):
+    prompts = ["rain falls, then a horse neighs loudly", "a horse neighs loudly"]
     options = {"by_event": True, "duration": 1.2, "seed": 4, "num_candidates": 2}
-    found = model.generate("rain falls, then a horse neighs loudly", **options)
-    assert found.parameters[0]["events"] == ["rain falls", "a horse neighs loudly"]
-    assert found.parameters[0]["in_words"] == ["rain falls", "a brown horse neighs"]
-    exactly = model.generate("rain falls, then a brown horse neighs", known_words=False, **options)
+    found = model.generate(prompts, **options)
+    assert [told.get("in_words") for told in found.parameters] == [None, "a brown horse neighs"]
+    exactly = model.generate([prompts[0], "a brown horse neighs"], known_words=False, **options)
     torch.testing.assert_close(found.samples, exactly.samples)
+    torch.testing.assert_close(model.generate(prompts[0], **options).samples[0], found.samples[0], atol=1e-4, rtol=1e-4)
+    assert found.parameters[1]["chosen_seed"] == exactly.parameters[1]["chosen_seed"]
 
 
 def test_a_classifier_looks_for_its_classes_in_the_prompts_own_words(model):
@@ -161,7 +163,7 @@ def test_other_weights_do_not_inherit_the_table(checkpoint, tmp_path, fast_text)
 
 def test_from_the_command_line(run, checkpoint, fast_text, tmp_path):
     shared = ("generate", "a horse neighs loudly", "-m", checkpoint, "--device", "cpu", "--seed", 1)
-    for option, told in (([], ["a brown horse neighs"]), (["--known-words"], ["a brown horse neighs"]), (["--as-said"], None)):
+    for option, told in (([], "a brown horse neighs"), (["--known-words"], "a brown horse neighs"), (["--as-said"], None)):
         code, _, err = run(*shared, "-o", tmp_path / "out.wav", *option)
         assert code == 0, err
         assert read_metadata(tmp_path / "out.wav").get("in_words") == told
