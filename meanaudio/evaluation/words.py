@@ -18,7 +18,8 @@ from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors import Extractor, make_extractor
 from meanaudio.evaluation.hearing import trim
 from meanaudio.evaluation.judge import Judge
-from meanaudio.pipeline import MeanAudio
+from meanaudio.models.scorer import read_known
+from meanaudio.pipeline import MeanAudio, read_checkpoint_config, resolve_device
 from meanaudio.rewording import made_for, sparse
 
 EARS = ("aisfx", "soundnet")  # who listens: not who measures (docs/evaluation.md)
@@ -43,17 +44,18 @@ def learn_words(
     """
     if outputs < 1:
         raise InputError(f"outputs = {outputs}: must be 1 or more")
-    folder = find_checkpoint(model)
-    (folder / WORDS_FILE).unlink(missing_ok=True)
-    pipeline = MeanAudio.from_pretrained(folder, device=device)
-    if pipeline.scorer is None:
-        raise InputError(f"{pipeline.name} has no scorer, which says what captions it knows (docs/scorer.md)")
-    captions, rate = list(pipeline.scorer.known), pipeline.sample_rate
+    folder, where = find_checkpoint(model), resolve_device(device)
+    if read_checkpoint_config(folder).scorer is None:
+        raise InputError(f"{folder.name} has no scorer, which says what captions it knows (docs/scorer.md)")
+    captions = list(read_known(folder))
     places = {caption: i for i, caption in enumerate(captions)}
     clips = [clip for clip in read_manifest(manifest) if clip.split == "train" and clip.caption in places]
     if absent := sorted(set(captions) - {clip.caption for clip in clips}):
         raise InputError(f"{manifest}: no training clip of {len(absent)} known caption(s), such as {absent[0]!r}")
-    ears = [make_extractor(name, device=str(pipeline.device)) for name in EARS]
+    ears = [make_extractor(name, device=str(where)) for name in EARS]
+    (folder / WORDS_FILE).unlink(missing_ok=True)  # of other weights, perhaps, with which nothing can be loaded
+    pipeline = MeanAudio.from_pretrained(folder, device=str(where))
+    rate = pipeline.sample_rate
     recorded = _heard(ears, rate, (load_audio(clip.audio, rate, clip.start, clip.duration) for clip in clips), progress)
     made = _heard(ears, rate, _outputs(pipeline, [c for c in captions for _ in range(outputs)], seed), progress)
     text = torch.cat([pipeline.encode_text(captions[i : i + CHUNK]).pooled.float().cpu() for i in range(0, len(captions), CHUNK)])
