@@ -164,8 +164,9 @@ def test_other_weights_do_not_inherit_the_table(checkpoint, tmp_path, fast_text)
 def test_from_the_command_line(run, checkpoint, fast_text, tmp_path):
     shared = ("generate", "a horse neighs loudly", "-m", checkpoint, "--device", "cpu", "--seed", 1)
     for option, told in (([], "a brown horse neighs"), (["--known-words"], "a brown horse neighs"), (["--as-said"], None)):
-        code, _, err = run(*shared, "-o", tmp_path / "out.wav", *option)
+        code, out, err = run(*shared, "-o", tmp_path / "out.wav", *option)
         assert code == 0, err
+        assert ("made as 'a brown horse neighs'" in out) == (told is not None)
         assert read_metadata(tmp_path / "out.wav").get("in_words") == told
 
 
