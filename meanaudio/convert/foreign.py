@@ -93,6 +93,12 @@ def _unpickle(path: Path) -> Any:
         raise InputError(f"{path}: damaged or not a PyTorch file ({type(error).__name__}: {told[0][:200]})") from None
 
 
+def check_known(content: bytes, source: str, sha256: str) -> None:
+    """Raises InputError for other bytes than the known ones."""
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(f"{source} is not the known file (its sha256 is not {sha256})")
+
+
 class _Arrays(pickle.Unpickler):
     """Of arrays and the containers and numbers that pickles know by themselves; every other name is refused."""
 
@@ -109,8 +115,7 @@ def read_pickled_array(content: bytes, source: str, *, sha256: str) -> np.ndarra
     Only arrays, of numbers or of objects, are made of it; as an array can be told to lie where it does not, only bytes with this `sha256`
     are read. Raises InputError for others, and for anything else in them.
     """
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise InputError(f"{source} is not the known file (its sha256 is not {sha256})")
+    check_known(content, source, sha256)
     file = io.BytesIO(content)
     try:
         if np.lib.format.read_magic(file) != (1, 0):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from meanaudio.evaluation.judge import Judge
 from meanaudio.models.scorer import read_known
 from meanaudio.pipeline import MeanAudio, read_checkpoint_config, resolve_device
 from meanaudio.rewording import made_for, sparse
+from meanaudio.types import Asked
 
 EARS = ("aisfx", "soundnet")  # who listens: not who measures (docs/evaluation.md)
 SECONDS, TRIM_DB = 4.0, 50.0  # of a clip, without silence at its ends, so much is heard
@@ -107,17 +107,12 @@ def _teach(features: Tensor, captions: Tensor, text: Tensor, seed: int) -> Judge
         judge.mean.copy_(features.mean(0))
         judge.std.copy_(features.std(0) + LEAST_STD)
         judge.captions.copy_(text)
-        unit = F.normalize(text, dim=1)
-        near = (unit @ unit.T >= NEAR).fill_diagonal_(False)
         optimizer = torch.optim.AdamW(judge.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.1)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=WARMUP / STEPS, cycle_momentum=False)
         for _ in range(STEPS):
             rows = torch.randint(len(features), (BATCH,))
             heard = features[rows] + NOISE * judge.std * torch.randn(BATCH, features.shape[1])
-            logits = judge.hear(heard) @ judge.read(judge.captions).mT
-            own = captions[rows]
-            told = logits.masked_fill(near[own], float("-inf")).log_softmax(2)
-            loss = -told[:, torch.arange(BATCH), own].mean()
+            loss = judge(heard[..., None], Asked(captions[rows, None], torch.zeros(BATCH, dtype=torch.bool))).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

