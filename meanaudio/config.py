@@ -485,10 +485,12 @@ class VocoderTrainConfig(Config):
     window: float = Field(1.024, gt=0, description="seconds of audio a row")
     mel_weight: float = Field(1.0, ge=0)
     stft_weight: float = Field(1.0, ge=0)
+    statistics_weight: float = Field(0.0, ge=0, description="of how values vary within short blocks (codec/losses.py)")
     adversarial_weight: float = Field(0.1, ge=0)
     feature_weight: float = Field(0.2, ge=0)
     adversarial_from: float = Field(0.5, ge=0, le=1, description="progress at which the discriminator starts")
     discriminator_width: int = Field(16, gt=0)
+    discriminator_windows: tuple[int, ...] = Field((512, 1024, 2048), min_length=1, description="samples of its spectrograms' windows")
     reconstructed_share: float = Field(0.0, ge=0, le=1, description="share of rows whose mel went through the VAE first")
 
 

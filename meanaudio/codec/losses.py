@@ -65,6 +65,43 @@ class ReconstructionLoss(nn.Module):
             return torch.stack(stfts).mean(), torch.stack(mels).mean()
 
 
+class StatisticsLoss(nn.Module):
+    """(audio, reference) [B, N] -> scalar: how differently they are moved within short blocks (statistics of this kind are by what textures
+    are told apart: McDermott and Simoncelli, Neuron 71, 2011; here of natural-log mels).
+
+    What a noise is at one moment cannot be foretold from its mel, so a distance of single values is least for what is too smooth. Of every
+    BLOCK samples of mels with windows of WINDOWS samples the L1 of four numbers a band counts: the mean, the deviation, and the root mean
+    squares of the differences along time and along frequency.
+    """
+
+    WINDOWS, BLOCK = (128, 256, 512, 1024), 1024
+    MELS, LEAST = 48, 3 * FLOOR
+
+    def __init__(self, config: MelConfig) -> None:
+        super().__init__()
+        for n_fft in self.WINDOWS:
+            few = config.model_copy(update={"n_fft": n_fft, "n_mels": min(self.MELS, n_fft // 8)})
+            self.register_buffer(f"filters_{n_fft}", mel_filters(few).T, persistent=False)
+
+    def forward(self, audio: Tensor, reference: Tensor) -> Tensor:
+        differences = [
+            (ours - theirs).abs().mean()
+            for n_fft in self.WINDOWS
+            for ours, theirs in zip(self._statistics(audio, n_fft), self._statistics(reference, n_fft), strict=True)
+        ]
+        return torch.stack(differences).mean()
+
+    def _statistics(self, audio: Tensor, n_fft: int) -> tuple[Tensor, ...]:
+        """Each [B, M, blocks], the last of one band fewer; blocks overlap by half."""
+        with torch.autocast(audio.device.type, enabled=False):
+            mel = (getattr(self, f"filters_{n_fft}") @ magnitudes(audio, n_fft)).clamp_min(self.LEAST).log()
+            frames = 4 * self.BLOCK // n_fft
+            mean, square, along_time, along_frequency = (
+                nn.functional.avg_pool1d(x, frames, frames // 2) for x in (mel, mel**2, mel.diff(dim=2) ** 2, mel.diff(dim=1) ** 2)
+            )
+            return mean, *(x.clamp_min(1e-4).sqrt() for x in (square - mean**2, along_time, along_frequency))
+
+
 class ImageJudge(nn.Module):
     """Convolutions over an image of sound, [B, channels, frames, frequencies]; the frequency axis is halved four times.
 

@@ -15,7 +15,15 @@ from meanaudio.audio import limit_peak, save_audio
 from meanaudio.checkpoint import load_into, load_weights, save_weights, write_json
 from meanaudio.codec.codec import VAE, VAE_FILE, VOCODER_FILE, latents_name, load_vae, make_vae, make_vocoder, read_codec_config
 from meanaudio.codec.griffin_lim import griffin_lim
-from meanaudio.codec.losses import Discriminator, MelDiscriminator, ReconstructionLoss, discriminator_loss, generator_losses, stft_distance
+from meanaudio.codec.losses import (
+    Discriminator,
+    MelDiscriminator,
+    ReconstructionLoss,
+    StatisticsLoss,
+    discriminator_loss,
+    generator_losses,
+    stft_distance,
+)
 from meanaudio.codec.mel import LogMel
 from meanaudio.codec.texture import add_texture
 from meanaudio.codec.vae import MelVAE
@@ -176,7 +184,7 @@ class VAETask(_CodecTask):
 
 
 class VocoderTask(_CodecTask):
-    """Multi-resolution STFT and mel losses; late in the run a discriminator and its features join."""
+    """Multi-resolution STFT and mel losses, and statistics of short blocks; late in the run a discriminator and its features join."""
 
     averaged = "vocoder"
     best = "vocoder_mel_l1"
@@ -194,10 +202,11 @@ class VocoderTask(_CodecTask):
             raise InputError(f"vocoder.reconstructed_share {config.vocoder.reconstructed_share} needs codec_from, a folder with a VAE")
         super().__init__(config, codec, device, config.vocoder.window)
         self.reconstruction = ReconstructionLoss(codec.mel).to(self.device)
+        self.statistics = StatisticsLoss(codec.mel).to(self.device) if config.vocoder.statistics_weight > 0 else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.loop.seed)
             vocoder = make_vocoder(codec).to(self.device)
-            discriminator = Discriminator(config.vocoder.discriminator_width).to(self.device)
+            discriminator = Discriminator(config.vocoder.discriminator_width, config.vocoder.discriminator_windows).to(self.device)
         if config.init_from is not None:
             _continue_from(vocoder, Path(config.init_from), "vocoder", codec)
         self.networks = {"vocoder": vocoder, "discriminator": discriminator}
@@ -223,6 +232,9 @@ class VocoderTask(_CodecTask):
         stft, mel_loss = self.reconstruction(output, audio)
         loss = settings.stft_weight * stft + settings.mel_weight * mel_loss
         logs = {"stft": stft.item(), "mel": mel_loss.item()}
+        if self.statistics is not None:
+            statistics = self.statistics(output, audio)
+            loss, logs = loss + settings.statistics_weight * statistics, logs | {"statistics": statistics.item()}
         if progress >= settings.adversarial_from and (settings.adversarial_weight > 0 or settings.feature_weight > 0):
             extra, more = self._judge(output, audio, ids, update)
             loss, logs = loss + extra, logs | more

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from meanaudio.checkpoint import save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, Codec, load_codec, load_vae, read_codec_config
 from meanaudio.codec.griffin_lim import griffin_lim
-from meanaudio.codec.losses import Discriminator, ReconstructionLoss, discriminator_loss, generator_losses, stft_distance
+from meanaudio.codec.losses import Discriminator, ReconstructionLoss, StatisticsLoss, discriminator_loss, generator_losses, stft_distance
 from meanaudio.config import MelConfig
 from meanaudio.errors import InputError
 
@@ -82,6 +82,19 @@ def test_distances_are_zero_for_equals_and_grow():
     assert torch.isfinite(stft_distance(audio, torch.zeros_like(audio))).all()
     silent = torch.zeros(1, 8192, requires_grad=True)
     sum(loss(silent, audio[:1])).backward()
+    assert torch.isfinite(silent.grad).all()
+
+
+def test_statistics_tell_how_a_sound_moves_and_not_what_it_is_at_a_moment():
+    """The same noise in pulses is nearer by values than another draw of the noise, which moves as the first does."""
+    values, statistics = ReconstructionLoss(MelConfig()), StatisticsLoss(MelConfig())
+    noise, another = 0.1 * normals(2, 16384), 0.1 * normals(2, 16384, seed=1)
+    pulses = noise * (1 + 0.7 * (torch.arange(16384) // 128 % 2 * 2 - 1))
+    assert statistics(noise, noise) == 0
+    assert values(pulses, noise)[1] < values(another, noise)[1]
+    assert statistics(another, noise) < 0.8 * statistics(pulses, noise)
+    silent = torch.zeros(2, 16384, requires_grad=True)
+    statistics(silent, noise).backward()
     assert torch.isfinite(silent.grad).all()
 
 

@@ -98,11 +98,12 @@ def test_vae_then_vocoder_end_to_end(tiny_manifest, tmp_path, quick):
         "vocoder",
         tiny_manifest,
         codec_from=str(vae_run / "export"),
-        vocoder=VocoderTrainConfig(window=0.256, adversarial_from=0.5, discriminator_width=4, reconstructed_share=0.5),
+        vocoder=VocoderTrainConfig(window=0.256, statistics_weight=1, adversarial_from=0.5, discriminator_width=4, reconstructed_share=0.5),
     )
     Loop(VocoderTask(settings, torch.device("cpu")), settings, vocoder_run).run(progress_bar=False)
     logs = [row for row in rows(vocoder_run) if "stft" in row]
     assert "discriminator" not in logs[0] and "discriminator" in logs[-1]
+    assert all(row["statistics"] > 0 for row in logs)
     assert (vocoder_run / "samples" / "0000004" / "0.png").stat().st_size > 1000
     assert len(list((vocoder_run / "samples" / "0000004").glob("*.wav"))) == 12
 
