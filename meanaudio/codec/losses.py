@@ -66,8 +66,8 @@ class ReconstructionLoss(nn.Module):
 
 
 class StatisticsLoss(nn.Module):
-    """(audio, reference) [B, N] -> scalar: how differently they vary within short blocks. By statistics of this kind listeners tell textures
-    apart (McDermott and Simoncelli, Neuron 71, 2011); here they are of natural-log mels.
+    """(audio, reference) [B, N] -> scalar: how differently they vary within short blocks. By such statistics listeners tell textures apart
+    (McDermott and Simoncelli, Neuron 71, 2011); here they are of natural-log mels.
 
     What a noise is at one moment cannot be foretold from its mel, so a distance of single values is least for what is too smooth. Of every
     BLOCK samples of mels with windows of WINDOWS samples the L1 of four numbers a band counts: the mean, the deviation, and the root mean
