@@ -2,8 +2,9 @@
 several sounds in one prompt, by the tagger over time.
 
 A concept is *named* in a sound where one of its classes is among the tagger's TOP. Recordings say which concepts that tagger can name at
-all, and how often: outputs are compared with them, and with the same recordings through the codec, which no network on it is likely to
-beat. Two controls are heard beside: outputs of prompts without the concept, and recordings of other concepts.
+all, and how often: outputs are compared with them, with recordings that are put together as the prompt asks, which hide one another and
+share the tagger's TOP as the sounds of outputs do, and with recordings through the codec, which no network on it is likely to beat. Two
+controls are heard beside: outputs of prompts without the concept, and recordings of other concepts.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from meanaudio.pipeline import MeanAudio
 TOP = 5
 NAMEABLE = 0.5  # share of its recordings in which a concept is named, from which on it counts
 RECORDINGS = 20  # of a concept, at most
+TAKES = 4  # recordings of its concepts that are put together for each prompt of several
 WINDOW, HOP = 0.96, 0.48  # seconds: what the tagger hears at a time in a sequence
 CHUNK = 16  # clips at a time
 Kind = Literal["plain", "together", "sequence"]
@@ -89,14 +91,17 @@ def read_prompts(concepts: Mapping[str, Concept], path: Path | None = None) -> l
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of 0 to 1. recordings: mean, over what prompts name, of the concept's recordings that are named; coded: of these through the
-    codec; outputs likewise.
+    """Shares of 0 to 1. recordings: mean, over what prompts name, of the concept's recordings that are named; composed: of recordings that
+    are put together as the prompt asks (of a plain prompt, those themselves), over `composable` pairs, whose prompts have recordings of
+    each concept; coded: of recordings through the codec; outputs likewise.
 
     other_outputs, other_recordings: named in outputs of prompts, and in recordings, that do not hold the concept. pairs: counted.
     """
 
     pairs: int
+    composable: int
     recordings: float
+    composed: float
     coded: float
     outputs: float
     other_outputs: float
@@ -133,12 +138,13 @@ class Named:
         lines = [
             self.title,
             f"{able} of {len(self.recorded)} concepts are named (class in the top {TOP}) in {NAMEABLE:.0%} or more of their recordings:",
-            f"{'prompts':<12}{'pairs':>6}{'recordings':>12}{'codec':>8}{'outputs':>9}{'ratio':>7}  other outputs  other recordings",
+            f"{'prompts':<12}{'pairs':>6}{'recordings':>12}{'composed':>10}{'codec':>8}{'outputs':>9}  of recordings  of composed"
+            "  other outputs  other recordings",
         ]
         for kind, r in self.rates.items():
-            ratio = f"{r.outputs / r.recordings:.0%}" if r.pairs else "-"
-            shares = "".join(f"{x:>{width}.1%}" for x, width in ((r.recordings, 12), (r.coded, 8), (r.outputs, 9)))
-            lines.append(f"{kind:<12}{r.pairs:>6}{shares}{ratio:>7}{r.other_outputs:>15.1%}{r.other_recordings:>18.1%}")
+            shares = "".join(f"{x:>{width}.1%}" for x, width in ((r.recordings, 12), (r.composed, 10), (r.coded, 8), (r.outputs, 9)))
+            ratios = f"{_ratio(r.outputs, r.recordings):>15}{_ratio(r.outputs, r.composed):>13}"
+            lines.append(f"{kind:<12}{r.pairs:>6}{shares}{ratios}{r.other_outputs:>15.1%}{r.other_recordings:>18.1%}")
         if self.order:
             lines += ["", f"{'sequences':<24}{'count':>7}{'all heard':>11}{'in order':>10}"]
             lines += [f"{name:<24}{o.count:>7}{o.heard:>11.1%}{o.ordered:>10.1%}" for name, o in self.order.items()]
@@ -233,6 +239,13 @@ def named(
         progress(len(some))
     audio = torch.cat(made).unflatten(0, (len(asked), outputs))
     heard = [tagger.top(each) for each in audio]
+    composable = [all(having[c] for c in prompt.concepts) for prompt in asked]
+    composed = {
+        k: _put_together(prompt, [having[c] for c in prompt.concepts], k, rate, seconds)
+        for k, prompt in enumerate(asked)
+        if prompt.kind != "plain" and composable[k]
+    }
+    in_composed = {k: tagger.top(clips) for k, clips in composed.items()}
 
     real, coded = ({name: _share(tagger, tops.get(name, []), name) for name in known} for tops in (recorded, through))
     shares = [{name: _share(tagger, found, name) for name in known} for found in heard]
@@ -244,7 +257,8 @@ def named(
         pairs = [(k, c) for k, prompt in chosen for c in prompt.concepts if real[c] >= NAMEABLE]
         own = _mean([shares[k][c] for k, c in pairs])
         before, coded_too, other, chance = (_mean([share[c] for _, c in pairs]) for share in (real, coded, others, elsewhere))
-        return Rates(len(pairs), before, coded_too, own, other, chance)
+        joined = [real[c] if asked[k].kind == "plain" else _share(tagger, in_composed[k], c) for k, c in pairs if composable[k]]
+        return Rates(len(pairs), len(joined), before, _mean(joined), coded_too, own, other, chance)
 
     of = {name: [k for k, prompt in enumerate(asked) if name in prompt.concepts] for name in known}
     how = f"{len(asked)} prompts, {outputs} output(s) each, {steps} step(s)"
@@ -258,7 +272,7 @@ def named(
         coded,
         {name: (_mean([shares[k][name] for k in places]), outputs * len(places)) for name, places in of.items()},
         {kind: rates(kind) for kind in ("all", *dict.fromkeys(prompt.kind for prompt in asked))},
-        _orders(asked, audio, having, tagger, rate, seconds),
+        _orders(asked, audio, composed, tagger),
     )
 
 
@@ -275,10 +289,27 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _orders(
-    asked: Sequence[Prompt], audio: Tensor, having: Mapping[str, Sequence[Clip]], tagger: _Tagger, rate: int, seconds: float
-) -> dict[str, Order]:
-    """audio: [prompts, outputs, N]."""
+def _ratio(share: float, of: float) -> str:
+    return f"{share / of:.0%}" if of else "-"
+
+
+def _put_together(prompt: Prompt, having: Sequence[Sequence[Clip]], number: int, rate: int, seconds: float) -> Tensor:
+    """[TAKES, N]: recordings of each of the prompt's concepts (`having`), at the level of outputs, one after another in equal shares of
+    the time or all at once. number: the prompt's, from which on takes are chosen.
+    """
+    parted = prompt.kind == "sequence"
+    length = seconds / len(having) if parted else seconds
+
+    def take(clips: Sequence[Clip], n: int) -> Clip:
+        return clips[(number + n * len(clips) // TAKES) % len(clips)]
+
+    parts = [_recordings([take(clips, n) for n in range(TAKES)], rate, length) for clips in having]
+    parts = [limit_peak(match_level(part, GENERATED_LEVEL_DB, rate)) for part in parts]
+    return torch.cat(parts, 1) if parted else limit_peak(torch.stack(parts).sum(0))
+
+
+def _orders(asked: Sequence[Prompt], audio: Tensor, composed: Mapping[int, Tensor], tagger: _Tagger) -> dict[str, Order]:
+    """audio: [prompts, outputs, N]; composed: recordings that are put together, of prompts by number."""
     places = [k for k, prompt in enumerate(asked) if prompt.kind == "sequence"]
     if not places:
         return {}
@@ -287,9 +318,6 @@ def _orders(
         concepts = asked[k].concepts
         own += [tagger.order(clip, concepts) for clip in audio[k]]
         others += [tagger.order(clip, concepts) for clip in audio[places[(n + 1) % len(places)]]] if len(places) > 1 else []
-        if all(having[c] for c in concepts):
-            parts = [_recordings([having[c][n % len(having[c])]], rate, seconds / len(concepts)) for c in concepts]
-            whole = torch.cat([limit_peak(match_level(part, GENERATED_LEVEL_DB, rate)) for part in parts], 1)
-            joined.append(tagger.order(whole[0], concepts))
+        joined += [tagger.order(clip, concepts) for clip in composed.get(k, [])]
     rows = {"outputs": own, "recordings, joined": joined, "outputs of another": others}
     return {name: Order(len(x), _mean([a for a, _ in x]), _mean([b for _, b in x])) for name, x in rows.items()}

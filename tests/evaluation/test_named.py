@@ -95,11 +95,15 @@ def test_outputs_like_recordings_are_named_as_often_and_in_order(ask):
     assert (plain.pairs, plain.recordings, plain.outputs, plain.other_recordings) == (2, 1.0, 1.0, 0.0)
     assert 0 <= plain.coded <= 1 and found.coded.keys() == found.recorded.keys()
     assert found.rates["together"].outputs == 0.5  # the louder one alone is heard
+    assert found.rates["together"].composed == 0.5  # and so it is where recordings are put together
+    assert plain.composed == 1.0 and (plain.composable, found.rates["all"].composable) == (2, 7)
+    assert found.rates["sequence"].composed == pytest.approx(1 / 3)  # of a whole sequence one class is the first
     assert found.rates["all"].pairs == 2 + 2 + 3
     assert found.made["low"][1] == 2 * 3
     for row in ("outputs", "recordings, joined"):
         assert (found.order[row].heard, found.order[row].ordered) == (1.0, 1.0)
     assert "4 prompts, 2 output(s) each" in found.title
+    assert found.order["recordings, joined"].count == named.TAKES
     assert "sequences" in found.to_text() and "100% of 2" in found.to_text()
 
 
@@ -135,6 +139,8 @@ def test_what_recordings_do_not_show_is_not_counted(ask, manifest):
     found = ask(RIGHT)
     assert found.recorded["high"] == (0.0, 0) and found.recorded["low"] == (pytest.approx(2 / 3), 3)
     assert found.rates["plain"].pairs == 1
+    together = found.rates["together"]  # of something low, which is counted, and something without a recording
+    assert (together.pairs, together.composable, together.composed) == (1, 0, 0.0)
     assert "none" in found.to_text()
 
 
