@@ -297,14 +297,16 @@ ObjectiveKind = Literal[
     "progressive_distillation",
     "distribution_matching",
     "reward",
+    "implicit_maximum_likelihood",
 ]
 # objectives whose network does not take the guidance scale
-UNSCALED = {"flow_matching", "mean_flow", "mean_flow_distillation", "distribution_matching", "reward"}
+UNSCALED = {"flow_matching", "mean_flow", "mean_flow_distillation", "distribution_matching", "reward", "implicit_maximum_likelihood"}
 INSTANT = {"flow_matching", "guidance_distillation"}  # objectives that only look at r = t
 # objectives with a teacher
 DISTILLED = {"guidance_distillation", "mean_flow_distillation", "progressive_distillation", "distribution_matching"}
 WITH_CRITIC = {"distribution_matching"}  # objectives that train a critic beside the network
 REWARDED = {"reward"}  # objectives that please a judge
+ONE_STEP = REWARDED | {"implicit_maximum_likelihood"}  # objectives that look at the jump from noise to sound only
 
 
 class ObjectiveConfig(Config):
@@ -316,7 +318,7 @@ class ObjectiveConfig(Config):
     alpha: alpha_flow's way from flow matching (1) to mean flow (0). difference: the time step of finite_difference.
     teacher: folder of the checkpoint that a distillation learns from. halving: the round of a progressive distillation.
     matching: the critic of distribution_matching, and what it keeps. judge: folder of the judge that a reward comes from. anchor: how much
-    the network is held to what it made before.
+    the network is held to what it made before. noises: of a row of implicit_maximum_likelihood, of which the nearest output is trained.
     dropped_rows: rows that lose their text regress the plain velocity ("plain") or, in mean_flow, a guided one ("release").
     """
 
@@ -334,6 +336,7 @@ class ObjectiveConfig(Config):
     matching: MatchingConfig = MatchingConfig()
     judge: str | None = None
     anchor: float = Field(0.5, ge=0)
+    noises: int = Field(4, ge=1, le=64)
     text_dropout: float = Field(0.1, ge=0, lt=1)
     dropped_rows: Literal["plain", "release"] = "plain"
     adaptive_epsilon: float = Field(1e-3, gt=0)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meanaudio.config import INSTANT, REWARDED, WITH_CRITIC, HalvingConfig, NetworkConfig, ObjectiveConfig, TrainConfig, constant
+from meanaudio.config import INSTANT, ONE_STEP, WITH_CRITIC, HalvingConfig, NetworkConfig, ObjectiveConfig, TrainConfig, constant
 from meanaudio.evaluation.probe import Memory, seconds_waited
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.memory import keep_freed_memory
@@ -96,7 +96,7 @@ def objective_variants(config: TrainConfig, tokens: int) -> dict[str, Variant]:
     teacher = make_network(config.network).requires_grad_(False)
     judge, found = NoJudge(config.network, tokens), {}
     for kind in OBJECTIVES:
-        for guidance in (0.0,) if kind in INSTANT | WITH_CRITIC | REWARDED | {"progressive_distillation"} else (0.0, 1.0):
+        for guidance in (0.0,) if kind in INSTANT | WITH_CRITIC | ONE_STEP | {"progressive_distillation"} else (0.0, 1.0):
             changes = {"kind": kind, "guidance": constant(guidance), "alpha": constant(0.5), "halving": HalvingConfig(steps=8, first=16)}
             critic = make_network(config.network) if kind in WITH_CRITIC else None
             objective = make_objective(config.objective.model_copy(update=changes), teacher, critic, teacher, judge)

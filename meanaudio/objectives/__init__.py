@@ -18,6 +18,7 @@ from meanaudio.objectives.distribution_matching import distribution_matching, dr
 from meanaudio.objectives.finite_difference import finite_difference
 from meanaudio.objectives.flow_matching import draw_instants, flow_matching
 from meanaudio.objectives.guidance_distillation import draw_guided_instants, guidance_distillation
+from meanaudio.objectives.implicit_maximum_likelihood import draw_noises, implicit_maximum_likelihood
 from meanaudio.objectives.improved_mean_flow import improved_mean_flow
 from meanaudio.objectives.interval_splitting import interval_splitting
 from meanaudio.objectives.mean_flow import draw_intervals, mean_flow
@@ -41,6 +42,7 @@ OBJECTIVES: dict[str, tuple[Callable[..., Draws], Callable[..., Loss]]] = {
     "progressive_distillation": (draw_steps, progressive_distillation),
     "distribution_matching": (draw_matching, distribution_matching),
     "reward": (draw_requests, reward),
+    "implicit_maximum_likelihood": (draw_noises, implicit_maximum_likelihood),
 }
 
 

@@ -288,6 +288,8 @@ CONFIGS = {
     ),
     "distribution_matching": ObjectiveConfig(kind="distribution_matching", teacher="given", matching=MatchingConfig(rehearsal=0.25)),
     "reward": ObjectiveConfig(kind="reward", judge="given"),
+    "implicit_maximum_likelihood": ObjectiveConfig(kind="implicit_maximum_likelihood", noises=3),
+    "regression": ObjectiveConfig(kind="implicit_maximum_likelihood", noises=1),
 }
 
 

@@ -1,0 +1,65 @@
+"""Implicit maximum likelihood: one noise makes the mean of all recordings, several cover them; the nearest output alone learns."""
+
+import pytest
+import torch
+from fakes import LATENT_DIM, random_text
+from test_distribution_matching import Affine
+from test_objectives import LENGTH, NULL, TEXT, network
+
+from meanaudio.config import ObjectiveConfig
+from meanaudio.objectives import make_objective
+
+
+def config(noises: int, text_dropout: float = 0.0) -> ObjectiveConfig:
+    return ObjectiveConfig(kind="implicit_maximum_likelihood", noises=noises, text_dropout=text_dropout)
+
+
+def drawn(objective, shape, seed=0):
+    return objective.draw(shape, progress=0.0, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("noises", "least", "most"), [(1, -0.15, 0.15), (4, 0.8, 1.2)])
+def test_several_noises_keep_the_deviation_that_regression_loses(noises, least, most):
+    """Recordings are normal with mean 0.5 and deviation 1, and noise tells nothing of them."""
+    objective, student, text = make_objective(config(noises)), Affine(-1.0, 0.5), random_text([1] * 256)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.03)
+    for step in range(300):
+        x = 0.5 + torch.randn(256, 1, 1, generator=torch.Generator().manual_seed(1000 + step))
+        loss = objective.loss(student, x, text, NULL, drawn(objective, x.shape, step), progress=0.0)
+        optimizer.zero_grad()
+        loss.per_sample.mean().backward()
+        optimizer.step()
+    assert student.mean.item() == pytest.approx(0.5, abs=0.1)
+    assert least < student.std.item() < most
+
+
+def test_the_loss_is_the_least_of_all_distances():
+    objective, student = make_objective(config(4)), Affine(0.2, 0.9)
+    x = torch.randn(6, LENGTH, LATENT_DIM)
+    draws = drawn(objective, x.shape)
+    noises = torch.cat([draws.noise[:, None], draws.others], 1)
+    distances = (0.2 + 0.9 * noises - x[:, None]).square().flatten(2).mean(2)
+    loss = objective.loss(student, x, random_text([1] * 6), NULL, draws, progress=0.0)
+    torch.testing.assert_close(loss.per_sample, distances.amin(1))
+    assert loss.logs["typical"] == pytest.approx(distances.mean().item())
+    assert loss.logs["error"] == pytest.approx(loss.per_sample.mean().item())
+
+
+def test_rows_are_drawn_the_same_in_any_part_of_a_batch():
+    objective = make_objective(config(3))
+    whole = drawn(objective, (4, LENGTH, LATENT_DIM))
+    assert whole.others.shape == (4, 2, LENGTH, LATENT_DIM)
+    net, x = network(), torch.randn(4, LENGTH, LATENT_DIM)
+    together = objective.loss(net, x, TEXT, NULL, whole, progress=0.0).per_sample
+    alone = torch.cat(
+        [objective.loss(net, x[i : i + 1], TEXT[i : i + 1], NULL, whole[i : i + 1], progress=0.0).per_sample for i in range(4)]
+    )
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_lose_their_text_learn_without():
+    objective, net, x = make_objective(config(2, text_dropout=0.999999)), network(), torch.randn(4, LENGTH, LATENT_DIM)
+    draws = drawn(objective, x.shape)
+    assert not draws.keep.any()
+    found = [objective.loss(net, x, text, NULL, draws, progress=0.0).per_sample for text in (TEXT, random_text([3] * 4))]
+    torch.testing.assert_close(*found)
