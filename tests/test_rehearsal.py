@@ -136,4 +136,4 @@ def test_from_a_published_checkpoint_to_ones_own(shown, work):
     base, tuned = (load_weights(Path(f"{folder}/network.safetensors")) for folder in ("checkpoints/meanaudio-s-full", "runs/tuned/export"))
     assert base.keys() == tuned.keys()
     assert read_json(Path("runs/lora/export/lora.json"))["base"] == "meanaudio-s-full"
-    assert {path.stem for path in Path().glob("*.wav")} == {"tuned", "best", "with", "half", "merged", "mine", "adapted"}
+    assert {path.stem for path in Path().glob("*.wav")} == {"tuned", "best", "with", "half", "merged", "mine", "adapted", "few"}
