@@ -220,12 +220,9 @@ def named(
     pipeline = MeanAudio.from_pretrained(model, device=device)
     rate, seconds = pipeline.sample_rate, pipeline.config.seconds
     tagger = _Tagger(make_listener(extractor, str(pipeline.device)), known, rate)
-    recorded, through = dict[str, list[set[int]]](), dict[str, list[set[int]]]()
-    for name, found in having.items():
-        if found:
-            sounds = _recordings(found, rate, seconds)
-            recorded[name] = tagger.top(sounds)
-            through[name] = tagger.top(pipeline.codec.reconstruct(sounds.to(pipeline.device)))
+    sounds = {name: _recordings(found, rate, seconds) for name, found in having.items() if found}
+    recorded = {name: tagger.top(found) for name, found in sounds.items()}
+    through = {name: tagger.top(pipeline.codec.reconstruct(found.to(pipeline.device))) for name, found in sounds.items()}
 
     texts = [prompt.text for prompt in asked for _ in range(outputs)]
     made = []
@@ -239,13 +236,13 @@ def named(
         progress(len(some))
     audio = torch.cat(made).unflatten(0, (len(asked), outputs))
     heard = [tagger.top(each) for each in audio]
-    composable = [all(having[c] for c in prompt.concepts) for prompt in asked]
+    composable = {k: prompt for k, prompt in enumerate(asked) if all(c in sounds for c in prompt.concepts)}
     composed = {
-        k: _put_together(prompt, [having[c] for c in prompt.concepts], k, rate, seconds)
-        for k, prompt in enumerate(asked)
-        if prompt.kind != "plain" and composable[k]
+        k: _put_together(prompt.kind, [sounds[c] for c in prompt.concepts], k, rate)
+        for k, prompt in composable.items()
+        if prompt.kind != "plain"
     }
-    in_composed = {k: tagger.top(clips) for k, clips in composed.items()}
+    in_composed = {k: tagger.top(composed[k]) if k in composed else recorded[prompt.concepts[0]] for k, prompt in composable.items()}
 
     real, coded = ({name: _share(tagger, tops.get(name, []), name) for name in known} for tops in (recorded, through))
     shares = [{name: _share(tagger, found, name) for name in known} for found in heard]
@@ -257,7 +254,7 @@ def named(
         pairs = [(k, c) for k, prompt in chosen for c in prompt.concepts if real[c] >= NAMEABLE]
         own = _mean([shares[k][c] for k, c in pairs])
         before, coded_too, other, chance = (_mean([share[c] for _, c in pairs]) for share in (real, coded, others, elsewhere))
-        joined = [real[c] if asked[k].kind == "plain" else _share(tagger, in_composed[k], c) for k, c in pairs if composable[k]]
+        joined = [_share(tagger, in_composed[k], c) for k, c in pairs if k in in_composed]
         return Rates(len(pairs), len(joined), before, _mean(joined), coded_too, own, other, chance)
 
     of = {name: [k for k, prompt in enumerate(asked) if name in prompt.concepts] for name in known}
@@ -293,17 +290,13 @@ def _ratio(share: float, of: float) -> str:
     return f"{share / of:.0%}" if of else "-"
 
 
-def _put_together(prompt: Prompt, having: Sequence[Sequence[Clip]], number: int, rate: int, seconds: float) -> Tensor:
-    """[TAKES, N]: recordings of each of the prompt's concepts (`having`), at the level of outputs, one after another in equal shares of
-    the time or all at once. number: the prompt's, from which on takes are chosen.
+def _put_together(kind: Kind, sounds: Sequence[Tensor], number: int, rate: int) -> Tensor:
+    """[TAKES, N] of recordings of each of a prompt's concepts [R, N], at the level of outputs: one after another in equal shares of the
+    time if it is a sequence, otherwise all at once. number: the prompt's, from which on takes are chosen.
     """
-    parted = prompt.kind == "sequence"
-    length = seconds / len(having) if parted else seconds
-
-    def take(clips: Sequence[Clip], n: int) -> Clip:
-        return clips[(number + n * len(clips) // TAKES) % len(clips)]
-
-    parts = [_recordings([take(clips, n) for n in range(TAKES)], rate, length) for clips in having]
+    parted = kind == "sequence"
+    length = round(sounds[0].shape[1] / len(sounds)) if parted else sounds[0].shape[1]
+    parts = [found[[(number + n * len(found) // TAKES) % len(found) for n in range(TAKES)], :length] for found in sounds]
     parts = [limit_peak(match_level(part, GENERATED_LEVEL_DB, rate)) for part in parts]
     return torch.cat(parts, 1) if parted else limit_peak(torch.stack(parts).sum(0))
 

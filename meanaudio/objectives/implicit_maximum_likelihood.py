@@ -38,10 +38,10 @@ def implicit_maximum_likelihood(
     net: Network, x: Tensor, text: TextFeatures, null: TextFeatures, draws: NoisesDraws, *, progress: float, config: ObjectiveConfig
 ) -> Loss:
     """Squared distance of each recording to the nearest output. typical, in the log: the mean distance to all of its outputs."""
-    text = text.where(draws.keep, null)
+    condition = net.condition(text.where(draws.keep, null))
 
     def distance(noise: Tensor) -> Tensor:
-        made = noise - net(noise, draws.t, draws.r, net.condition(text)).to(x.dtype)
+        made = noise - net(noise, draws.t, draws.r, condition).to(x.dtype)
         return (made - x).square().flatten(1).mean(1)
 
     noise = draws.noise.to(x)
