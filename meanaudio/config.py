@@ -306,7 +306,8 @@ INSTANT = {"flow_matching", "guidance_distillation"}  # objectives that only loo
 DISTILLED = {"guidance_distillation", "mean_flow_distillation", "progressive_distillation", "distribution_matching"}
 WITH_CRITIC = {"distribution_matching"}  # objectives that train a critic beside the network
 REWARDED = {"reward"}  # objectives that please a judge
-ONE_STEP = REWARDED | {"implicit_maximum_likelihood"}  # objectives that look at the jump from noise to sound only
+REHEARSING = {"implicit_maximum_likelihood"}  # objectives that can hold what the network made of known prompts
+ONE_STEP = REWARDED | REHEARSING  # objectives that look at the jump from noise to sound only
 
 
 class ObjectiveConfig(Config):
@@ -319,6 +320,8 @@ class ObjectiveConfig(Config):
     teacher: folder of the checkpoint that a distillation learns from. halving: the round of a progressive distillation.
     matching: the critic of distribution_matching, and what it keeps. judge: folder of the judge that a reward comes from. anchor: how much
     the network is held to what it made before. noises: of a row of implicit_maximum_likelihood, of which the nearest output is trained.
+    rehearsal: share of its rows beside which a known prompt is made as before. rehearsed: a file of these prompts (data/prompts.py);
+    without, they are composed of the captions that init_from's scorer knows.
     dropped_rows: rows that lose their text regress the plain velocity ("plain") or, in mean_flow, a guided one ("release").
     """
 
@@ -337,10 +340,17 @@ class ObjectiveConfig(Config):
     judge: str | None = None
     anchor: float = Field(0.5, ge=0)
     noises: int = Field(4, ge=1, le=64)
+    rehearsal: float = Field(0.0, ge=0, le=1)
+    rehearsed: str | None = None
     text_dropout: float = Field(0.1, ge=0, lt=1)
     dropped_rows: Literal["plain", "release"] = "plain"
     adaptive_epsilon: float = Field(1e-3, gt=0)
     adaptive_power: float = Field(1.0, ge=0)
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the loss asks what the network made when the run began."""
+        return self.kind in WITH_CRITIC | REWARDED or self.rehearsal > 0
 
     @property
     def guidance_scale(self) -> float:
@@ -358,6 +368,10 @@ class ObjectiveConfig(Config):
         if self.kind in UNSCALED and self.scale is not None:
             others = [kind for kind in get_args(ObjectiveKind) if kind not in UNSCALED]
             raise ValueError(f"{self.kind} draws no guidance scale; kinds that do: {', '.join(others)}")
+        if self.rehearsal > 0 and self.kind not in REHEARSING:
+            raise ValueError(f"rehearsal is for {', '.join(REHEARSING)}, not {self.kind}")
+        if self.rehearsed is not None and not self.rehearsal:
+            raise ValueError(f"rehearsed = {self.rehearsed!r} names prompts, but rehearsal is 0: none of them would be asked for")
         if self.kind != "mean_flow" and self.dropped_rows == "release":
             raise ValueError(f"dropped_rows 'release' is for mean_flow, not {self.kind}")
         return self
@@ -658,10 +672,13 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _one_step_is_there_to_go_on_with(self):
         kind = self.objective.kind
-        if kind not in WITH_CRITIC | REWARDED or self.task != "generator":
+        if not self.objective.looks_back or self.task != "generator":
             return self
         if self.init_from is None:
-            raise ValueError(f"objective {kind} goes on with a network that makes a step already: it needs init_from")
+            what = "objective.rehearsal" if self.objective.rehearsal else f"objective {kind}"
+            raise ValueError(f"{what} goes on with a network that makes a step already: it needs init_from")
+        if self.objective.rehearsal and self.codec_from is None:
+            raise ValueError("objective.rehearsal encodes prompts: it needs codec_from, a folder with the text encoder")
         if kind in REWARDED and self.codec_from is None:
             raise ValueError(f"objective {kind} decodes what the network makes: it needs codec_from, a folder with a VAE")
         if kind in WITH_CRITIC and self.loop.parallel == "fsdp":

@@ -164,6 +164,12 @@ class Asked:
         return Asked(send(self.parts, device), send(self.in_order, device))
 
 
+class Recall(Protocol):
+    """Features of B prompts that a network knew before, each a function of its seed [B]."""
+
+    def __call__(self, seeds: Tensor) -> TextFeatures: ...
+
+
 class Judge(Protocol):
     """Who asks for sounds, and says how little is heard of what was asked.
 

@@ -64,6 +64,16 @@ class WordHash:
         return TextFeatures(sequence, torch.stack([row.mean(0) for row in rows]), mask).to(self.device)
 
 
+class NarrowWordHash(WordHash):
+    """As wide as the tiny network's text."""
+
+    sequence_dim = pooled_dim = 16
+
+    def __call__(self, captions: Sequence[str]) -> TextFeatures:
+        found = super().__call__(captions)
+        return TextFeatures(found.sequence[..., :16], found.pooled[..., :16], found.mask)
+
+
 def _word(word: str) -> Tensor:
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:6], "big")
     return torch.randn(WordHash.sequence_dim, generator=torch.Generator().manual_seed(seed))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from meanaudio.data.extract import encode_text
 from meanaudio.data.paraphrases import paraphrase
 from meanaudio.data.phrases import choose, is_repeated, overlay_phrase, repeat_phrase, sequence_phrase
 from meanaudio.data.scenes import FEW
+from meanaudio.text import TextEncoder
+from meanaudio.types import TextFeatures
 
 
 @dataclass(frozen=True)
@@ -44,3 +50,25 @@ def compose_request(
     if kind == "repeat" and not is_repeated(first):
         return Request(repeat_phrase(say(first), FEW[rng.integers(len(FEW))], rng), (first,), False)
     return Request(say(first), (first,), False)
+
+
+class Requests:
+    """What to ask a network for, each a function of its seed (types.Recall). pad: tokens that captions are padded to."""
+
+    def __init__(
+        self, captions: Sequence[str], lasting: Sequence[str], encoder: TextEncoder, *, weights: Mapping[str, float], paraphrased: float,
+        device: torch.device, pad: int | None = None,
+    ) -> None:  # fmt: skip
+        self.encoder, self.device, self.pad = encoder, device, pad
+        self._compose = partial(compose_request, captions=captions, lasting=lasting, weights=weights, paraphrased=paraphrased)
+
+    def compose(self, seeds: Tensor) -> list[Request]:
+        return [self._compose(seed) for seed in seeds.tolist()]
+
+    def read(self, requests: Sequence[Request]) -> TextFeatures:
+        with torch.autocast(self.device.type, enabled=False):  # as captions are encoded everywhere else
+            text = encode_text(self.encoder, [request.text for request in requests])
+        return (text if self.pad is None else text.pad_to(self.pad)).to(self.device)
+
+    def __call__(self, seeds: Tensor) -> TextFeatures:
+        return self.read(self.compose(seeds))

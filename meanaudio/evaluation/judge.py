@@ -15,8 +15,7 @@ from meanaudio.checkpoint import load_into, load_module, read_json
 from meanaudio.codec.codec import VAE
 from meanaudio.codec.mel import slaney_points
 from meanaudio.config import JudgeCheckpointConfig, MelConfig, SceneConfig, TextConfig, parse
-from meanaudio.data.extract import encode_text
-from meanaudio.data.requests import compose_request
+from meanaudio.data.requests import Requests
 from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors.aisfx import DIM, HOP, N_FFT, SAMPLE_RATE, AisfxNetwork, band_filters, compress, load_aisfx
 from meanaudio.evaluation.perturb import perturb
@@ -210,20 +209,16 @@ class Opinion:
         self, judge: Judge, known: JudgeCheckpointConfig, ears: MelEars, vae: VAE, encoder: TextEncoder, mean: Tensor, std: Tensor,
         *, weights: Mapping[str, float], paraphrased: float, pad: int | None = None,
     ) -> None:  # fmt: skip
-        self.judge, self.ears, self.vae, self.encoder, self.mean, self.std = judge, ears, vae, encoder, mean, std
+        self.judge, self.ears, self.vae, self.mean, self.std = judge, ears, vae, mean, std
         self.drop = partial(kept_units, shape=(known.heads, known.width), share=known.dropout)
-        self.pad, self.places = pad, {caption: i for i, caption in enumerate(known.captions)}
+        self.places = {caption: i for i, caption in enumerate(known.captions)}
         lasting = [known.captions[i] for i in known.lasting]
-        self.compose = partial(compose_request, captions=known.captions, lasting=lasting, weights=weights, paraphrased=paraphrased)
+        self.requests = Requests(known.captions, lasting, encoder, weights=weights, paraphrased=paraphrased, device=mean.device, pad=pad)
 
     def ask(self, seeds: Tensor) -> tuple[TextFeatures, Asked]:
-        requests = [self.compose(seed) for seed in seeds[:, 0].tolist()]
+        requests = self.requests.compose(seeds[:, 0])
         asked = to_asked([r.parts for r in requests], [r.in_order for r in requests], self.places)
-        with torch.autocast(self.mean.device.type, enabled=False):  # as captions are encoded everywhere else
-            text = encode_text(self.encoder, [r.text for r in requests])
-        if self.pad is not None:
-            text = text.pad_to(self.pad)
-        return text.to(self.mean.device), asked.to(self.mean.device)
+        return self.requests.read(requests), asked.to(self.mean.device)
 
     def __call__(self, latents: Tensor, asked: Asked, seeds: Tensor) -> Tensor:
         mel = self.vae.decode(latents * self.std + self.mean).float()

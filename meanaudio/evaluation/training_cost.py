@@ -90,7 +90,7 @@ def objective_variants(config: TrainConfig, tokens: int) -> dict[str, Variant]:
     """Every objective on the config's network, without inputs for guidance; a distillation's teacher is like its student.
 
     alpha is halfway, where AlphaFlow needs no derivative. Progressive distillation is measured in a round after the first; of a reward the
-    judge's own work is left out.
+    judge's own work is left out, and so is rehearsal.
     """
     here, again = config.loop.precision, config.loop.checkpoint_activations
     teacher = make_network(config.network).requires_grad_(False)
@@ -98,6 +98,7 @@ def objective_variants(config: TrainConfig, tokens: int) -> dict[str, Variant]:
     for kind in OBJECTIVES:
         for guidance in (0.0,) if kind in INSTANT | WITH_CRITIC | ONE_STEP | {"progressive_distillation"} else (0.0, 1.0):
             changes = {"kind": kind, "guidance": constant(guidance), "alpha": constant(0.5), "halving": HalvingConfig(steps=8, first=16)}
+            changes["rehearsal"] = 0.0
             critic = make_network(config.network) if kind in WITH_CRITIC else None
             objective = make_objective(config.objective.model_copy(update=changes), teacher, critic, teacher, judge)
             loss = partial(_at_scale, objective, 4.0) if kind == "guidance_distillation" else loss_of(objective)
@@ -107,17 +108,21 @@ def objective_variants(config: TrainConfig, tokens: int) -> dict[str, Variant]:
 
 
 class NoJudge:
-    """In place of a reward's judge: captions of `tokens` tokens, and an opinion that is next to no work, through which gradients flow."""
+    """In place of a reward's judge, and of what is rehearsed: captions of `tokens` tokens, and an opinion that is next to no work, through
+    which gradients flow."""
 
     def __init__(self, config: NetworkConfig, tokens: int) -> None:
         self.config, self.tokens = config, tokens
 
-    def ask(self, seeds: torch.Tensor) -> tuple[TextFeatures, Asked]:
+    def recall(self, seeds: torch.Tensor) -> TextFeatures:
         shape = len(seeds), self.tokens
         sequence = torch.zeros(*shape, self.config.sequence_dim, device=seeds.device)
         mask = torch.ones(shape, dtype=torch.bool, device=seeds.device)
-        text = TextFeatures(sequence, torch.zeros(shape[0], self.config.pooled_dim, device=seeds.device), mask)
-        return text, Asked(seeds.new_zeros(shape[0], 1), torch.zeros(shape[0], dtype=torch.bool, device=seeds.device))
+        return TextFeatures(sequence, torch.zeros(shape[0], self.config.pooled_dim, device=seeds.device), mask)
+
+    def ask(self, seeds: torch.Tensor) -> tuple[TextFeatures, Asked]:
+        asked = Asked(seeds.new_zeros(len(seeds), 1), torch.zeros(len(seeds), dtype=torch.bool, device=seeds.device))
+        return self.recall(seeds), asked
 
     def __call__(self, latents: torch.Tensor, asked: Asked, seeds: torch.Tensor) -> torch.Tensor:
         return latents.square().flatten(1).mean(1)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meanaudio.config import DISTILLED, REWARDED, WITH_CRITIC, ObjectiveConfig
+from meanaudio.config import DISTILLED, REHEARSING, REWARDED, WITH_CRITIC, ObjectiveConfig
 from meanaudio.objectives.alpha_flow import alpha_flow
 from meanaudio.objectives.distribution_matching import distribution_matching, draw_matching
 from meanaudio.objectives.finite_difference import finite_difference
@@ -26,10 +26,11 @@ from meanaudio.objectives.mean_flow_distillation import mean_flow_distillation
 from meanaudio.objectives.progressive_distillation import draw_steps, progressive_distillation
 from meanaudio.objectives.reward import draw_requests, reward
 from meanaudio.objectives.two_times import draw_two_times
-from meanaudio.types import Draws, Judge, Loss, Network, TextFeatures
+from meanaudio.types import Draws, Judge, Loss, Network, Recall, TextFeatures
 
 # kind: draw(shape, progress=, generator=, config=) -> Draws, and loss(net, x, text, null, draws, progress=, config=) -> Loss;
-# the loss of a distillation takes teacher= too, one with a critic critic= and before=, and a reward's judge= and before=.
+# the loss of a distillation takes teacher= too, one with a critic critic= and before=, a reward's judge= and before=, one that rehearses
+# recall= and before=.
 OBJECTIVES: dict[str, tuple[Callable[..., Draws], Callable[..., Loss]]] = {
     "flow_matching": (draw_instants, flow_matching),
     "mean_flow": (draw_intervals, mean_flow),
@@ -50,8 +51,8 @@ OBJECTIVES: dict[str, tuple[Callable[..., Draws], Callable[..., Loss]]] = {
 class Objective:
     """The objective that `config` names. progress in [0, 1] drives its schedules. teacher: the network a distillation learns from.
 
-    critic: the network that follows the student of a distribution matching. judge: of a reward. before: with either, the network as it was
-    when the run began.
+    critic: the network that follows the student of a distribution matching. judge: of a reward. recall: of a rehearsal, known prompts.
+    before: with any of these, the network as it was when the run began.
     """
 
     config: ObjectiveConfig
@@ -59,6 +60,7 @@ class Objective:
     critic: Network | None = None
     before: Network | None = None
     judge: Judge | None = None
+    recall: Recall | None = None
 
     def draw(self, shape: Sequence[int], *, progress: float, generator: torch.Generator) -> Draws:
         """What is random for latents of `shape` [B, L, C]; on the CPU, from a CPU generator."""
@@ -69,6 +71,7 @@ class Objective:
         more: dict[str, Any] = {"teacher": self.teacher} if self.config.kind in DISTILLED else {}
         more |= {"critic": self.critic, "before": self.before} if self.config.kind in WITH_CRITIC else {}
         more |= {"judge": self.judge, "before": self.before} if self.config.kind in REWARDED else {}
+        more |= {"before": self.before, "recall": self.recall} if self.config.kind in REHEARSING else {}
         return OBJECTIVES[self.config.kind][1](net, x, text, null, draws, progress=progress, config=self.config, **more)
 
     def __call__(
@@ -85,5 +88,6 @@ def make_objective(
     critic: Network | None = None,
     before: Network | None = None,
     judge: Judge | None = None,
+    recall: Recall | None = None,
 ) -> Objective:
-    return Objective(config, teacher, critic, before, judge)
+    return Objective(config, teacher, critic, before, judge, recall)

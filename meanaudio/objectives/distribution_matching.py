@@ -26,10 +26,10 @@ from meanaudio.config import ObjectiveConfig
 from meanaudio.flow import expand, interpolate
 from meanaudio.objectives.flow_matching import draw_instants
 from meanaudio.objectives.guidance_distillation import guided_teacher
+from meanaudio.objectives.one_step import jump, rehearsing_rows
 from meanaudio.types import Draws, Loss, Network, TextFeatures
 
 MOST_STEPS = 8  # rehearsed: 2, 4 and 8
-EVENLY = 2**0.5 - 1  # its multiples fill [0, 1) evenly, and so do every second, third, fourth, eighth, … of them
 LEAST_DISTANCE = 1e-3  # of an output from the teacher's estimate, where it divides
 
 
@@ -47,10 +47,10 @@ class MatchingDraws(Draws):
 
 
 def draw_matching(shape: Sequence[int], *, progress: float, generator: torch.Generator, config: ObjectiveConfig) -> MatchingDraws:
-    """t and r on grids of 2, 4 and 8 steps or r = t. The same rows rehearse in every batch, spread so that parts of it have alike many."""
+    """t and r on grids of 2, 4 and 8 steps or r = t."""
     base = draw_instants(shape, progress=progress, generator=generator, config=config)
     rows, times = shape[0], config.matching.critic_steps + 1
-    rehearsing = torch.arange(1, rows + 1) * EVENLY % 1 < config.matching.rehearsal
+    rehearsing = rehearsing_rows(rows, config.matching.rehearsal)
     kind = torch.randint(0, round(math.log2(MOST_STEPS)) + 1, (rows,), generator=generator)
     place = torch.floor(torch.rand(rows, generator=generator) * 2**kind)
     t, r = (torch.where(kind == 0, base.t, edge / 2**kind) for edge in (place + 1, place))
@@ -59,15 +59,10 @@ def draw_matching(shape: Sequence[int], *, progress: float, generator: torch.Gen
     return MatchingDraws(base.noise, t, r, base.keep, rehearsing, again, torch.stack(instants, 1))
 
 
-def whole_jump(draws: MatchingDraws) -> tuple[Tensor, Tensor]:
-    """t = 1, r = 0 [B]."""
-    return torch.ones_like(draws.t), torch.zeros_like(draws.r)
-
-
 @torch.no_grad()
 def outputs(net: Network, text: TextFeatures, draws: MatchingDraws) -> Tensor:
     """What the student makes [B, L, C] of the drawn noise."""
-    return draws.noise - net(draws.noise, *whole_jump(draws), net.condition(text)).to(draws.noise.dtype)
+    return jump(net, draws.noise, net.condition(text))
 
 
 def laid_on(draws: MatchingDraws, number: int) -> Draws:
@@ -98,7 +93,7 @@ def distribution_matching(
     noise, rows = draws.noise.to(x), draws.rehearsing.nonzero()[:, 0]
     kept, t, r = text[rows].where(draws.keep[rows], null), draws.t[rows], draws.r[rows]
     z = interpolate(x[rows], noise[rows], t)
-    starts, ends = whole_jump(draws)
+    starts, ends = torch.ones_like(draws.t), torch.zeros_like(draws.r)
     condition = net.condition(TextFeatures.cat([text, kept]))
     u = net(torch.cat([noise, z]), torch.cat([starts, t]), torch.cat([ends, r]), condition).to(x.dtype)
     made, told = noise - u[: len(x)], u[len(x) :]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from meanaudio.config import ObjectiveConfig
+from meanaudio.objectives.one_step import jump
 from meanaudio.types import Draws, Judge, Loss, Network, TextFeatures
 
 
@@ -43,12 +44,9 @@ def reward(
     noise = draws.noise.to(x)
     wanted, asked = judge.ask(draws.seeds)
 
-    def output(network: Network) -> Tensor:
-        return noise - network(noise, draws.t, draws.r, network.condition(wanted)).to(x.dtype)
-
-    made = output(net)
+    made = jump(net, noise, net.condition(wanted))
     with torch.no_grad():
-        at_first = output(before)
+        at_first = jump(before, noise, before.condition(wanted))
     judged = judge(made, asked, draws.seeds)
     moved = (made - at_first).square().flatten(1).mean(1)
     per_sample = judged + config.anchor * moved

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from meanaudio.config import DISTILLED, INSTANT, REWARDED, WITH_CRITIC, StudyConfig, TrainConfig
+from meanaudio.config import DISTILLED, INSTANT, WITH_CRITIC, StudyConfig, TrainConfig
 from meanaudio.evaluation.training_cost import Bench, NoJudge, Variant, loss_of, peak_memory
 from meanaudio.models.transformer import make_network
 from meanaudio.objectives import make_objective
@@ -43,14 +43,15 @@ def step_costs(study: StudyConfig, place: Path, *, parts: int = 10, rounds: int 
 
 
 def bench_of(config: TrainConfig) -> tuple[Bench, Variant]:
-    """The network and the step of a stage. A teacher has random weights: its cost is the same. A judge is left out."""
+    """The network and the step of a stage. A teacher has random weights: its cost is the same. Judges and text encoders are left out."""
     objective, teacher, critic, before = config.objective, None, None, None
     if objective.kind in DISTILLED:
         plain = {"interval": "none", "guidance_embedding": False, "guidance_limits": False} if objective.kind in INSTANT else {}
         teacher = make_network(config.network.model_copy(update=plain)).requires_grad_(False)
     if objective.kind in WITH_CRITIC:
         critic, before = make_network(config.network), teacher
-    if objective.kind in REWARDED:
+    elif objective.looks_back:
         before = make_network(config.network).requires_grad_(False)
-    made = make_objective(objective, teacher, critic, before, NoJudge(config.network, TOKENS))
+    judge = NoJudge(config.network, TOKENS)
+    made = make_objective(objective, teacher, critic, before, judge, judge.recall)
     return Bench(config, TOKENS), Variant(loss_of(made), config.loop.precision, config.loop.checkpoint_activations, made)

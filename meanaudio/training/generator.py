@@ -18,6 +18,8 @@ from meanaudio.checkpoint import link_file, load_into, load_weights, save_weight
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, load_codec, read_codec_config
 from meanaudio.config import DISTILLED, REWARDED, WITH_CRITIC, CheckpointConfig, TrainConfig
 from meanaudio.data.prefetch import Prefetcher
+from meanaudio.data.prompts import read_prompts
+from meanaudio.data.requests import Requests
 from meanaudio.data.sources import Encoders, open_datasets
 from meanaudio.errors import InputError
 from meanaudio.evaluation.features import compare_audio
@@ -25,6 +27,7 @@ from meanaudio.evaluation.hearing import make_listener
 from meanaudio.evaluation.judge import load_opinion
 from meanaudio.evaluation.latents import held_out_distance
 from meanaudio.models.lora import adapter_state, add_adapters, save_adapters
+from meanaudio.models.scorer import KNOWN_FILE, read_known
 from meanaudio.models.transformer import NETWORK_FILE, Transformer, load_network, make_network
 from meanaudio.objectives import make_objective
 from meanaudio.objectives.distribution_matching import MatchingDraws, laid_on
@@ -41,7 +44,7 @@ from meanaudio.training.log import mean_numbers
 from meanaudio.training.loop import Update
 from meanaudio.training.parallel import LossModule, compile_blocks, forward_pass, spread
 from meanaudio.training.validation import CHUNK, held_out_loss
-from meanaudio.types import Draws, Judge, LatentBatch, TextFeatures, send
+from meanaudio.types import Draws, Judge, LatentBatch, Recall, TextFeatures, send
 
 # A network with the second interval starts as the function that one with the first was.
 SAME_AT_FIRST = {("none", "relative"), ("none", "decoupled")}
@@ -77,15 +80,17 @@ class GeneratorTask:
         if network.preconditioned and (config.init_from is None or config.latent_gain is not None):
             network.data_std.copy_(self.train.statistics.std.to(self.device) / self.std)
         self.null = self.train.null_text.to(self.device)
-        teacher, critic, before, judge = self._teacher(), None, None, None
+        teacher, critic, before, judge, recall = self._teacher(), None, None, None, None
         if config.objective.kind in WITH_CRITIC:
             assert teacher is not None
             critic = copy.deepcopy(teacher).requires_grad_(True)
         if config.objective.kind in REWARDED:
             judge = self._judge()
-        if config.objective.kind in WITH_CRITIC | REWARDED:
+        if config.objective.rehearsal:
+            recall = self._recall()
+        if config.objective.looks_back:
             before = copy.deepcopy(network).requires_grad_(False)
-        self.objective = make_objective(config.objective, teacher, critic, before, judge)
+        self.objective = make_objective(config.objective, teacher, critic, before, judge, recall)
         self.listener = make_listener(config.evaluation.extractor, str(self.device)) if config.evaluation.extractor else None
         if self.listener is not None and not (Path(config.codec_from or "") / VOCODER_FILE).is_file():
             raise InputError(f"evaluation.extractor = {config.evaluation.extractor!r} needs sound: codec_from has no {VOCODER_FILE}")
@@ -221,6 +226,26 @@ class GeneratorTask:
             folder, vae, mel, encoders.text, codec_hash=name, text=config.text, mean=self.mean, std=self.std, scenes=config.scenes,
             pad=self._padding,
         )  # fmt: skip
+
+    def _recall(self) -> Recall:
+        """Prompts to rehearse: those of a file as they are, or composed of what the network that goes on knows.
+
+        Raises InputError if neither says what it knows.
+        """
+        config, start = self.config, Path(self.config.init_from or "")
+        if config.objective.rehearsed is not None:
+            captions = [prompt.caption for prompt in read_prompts(config.objective.rehearsed) if prompt.caption]
+            if not captions:
+                raise InputError(f"objective.rehearsed {config.objective.rehearsed}: holds ids, no prompts")
+            weights, paraphrased = {"single": 1.0}, 0.0
+        elif (start / KNOWN_FILE).is_file():
+            captions, weights, paraphrased = list(read_known(start)), config.scenes.weights, config.scenes.paraphrase
+        else:
+            raise InputError(
+                f"objective.rehearsal: {start} has no scorer to say what captions it knows; name a file of prompts by objective.rehearsed"
+            )
+        encoder = Encoders(config, self.device).text
+        return Requests(captions, captions, encoder, weights=weights, paraphrased=paraphrased, device=self.device, pad=self._padding)
 
     @property
     def _padding(self) -> int | None:

@@ -1,4 +1,5 @@
-"""Implicit maximum likelihood: one noise makes the mean of all recordings, several cover them; the nearest output alone learns."""
+"""Implicit maximum likelihood: one noise makes the mean of all recordings, several cover them; the nearest output alone learns.
+What is rehearsed stays."""
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from meanaudio.config import ObjectiveConfig
 from meanaudio.objectives import make_objective
 
 
-def config(noises: int, text_dropout: float = 0.0) -> ObjectiveConfig:
-    return ObjectiveConfig(kind="implicit_maximum_likelihood", noises=noises, text_dropout=text_dropout)
+def config(noises: int, text_dropout: float = 0.0, **changes) -> ObjectiveConfig:
+    return ObjectiveConfig(kind="implicit_maximum_likelihood", noises=noises, text_dropout=text_dropout, **changes)
 
 
 def drawn(objective, shape, seed=0):
@@ -63,3 +64,64 @@ def test_rows_that_lose_their_text_learn_without():
     assert not draws.keep.any()
     found = [objective.loss(net, x, text, NULL, draws, progress=0.0).per_sample for text in (TEXT, random_text([3] * 4))]
     torch.testing.assert_close(*found)
+
+
+# ---------------------------------------------------------------- rehearsal
+
+
+def recall(seeds):
+    """Known prompts of four lengths, none of them in the batch."""
+    return RECALLED[seeds % len(RECALLED)]
+
+
+RECALLED = random_text([2, 4, 1, 3], seed=7)
+
+
+def test_rehearsing_rows_add_their_distance_from_what_was_made_of_known_prompts():
+    net, before, x = network(), network(width=48), torch.randn(4, LENGTH, LATENT_DIM)
+    alone = make_objective(config(2))
+    objective = make_objective(config(2, rehearsal=0.5, anchor=0.3), before=before, recall=recall)
+    draws = drawn(objective, x.shape)
+    rehearsing = draws.rehearsing
+    assert 0 < rehearsing.sum() < 4
+    loss = objective.loss(net, x, TEXT, NULL, draws, progress=0.0)
+    without = alone.loss(net, x, TEXT, NULL, drawn(alone, x.shape), progress=0.0)
+    text, ones = recall(draws.seeds), torch.ones(4)
+    made, held = (n(draws.noise, ones, 0 * ones, n.condition(text)) for n in (net, before))
+    forgotten = (made - held).square().flatten(1).mean(1)
+    torch.testing.assert_close(loss.per_sample, without.per_sample + 0.3 * forgotten * rehearsing, rtol=1e-4, atol=1e-5)
+    assert loss.logs["forgotten"] == pytest.approx(forgotten[rehearsing].mean().item(), rel=1e-3)
+    assert loss.logs["error"] == pytest.approx(without.logs["error"], rel=1e-4)
+    gradients = torch.autograd.grad(loss.per_sample.sum(), list(net.parameters()), allow_unused=True)
+    assert sum(g.abs().sum() for g in gradients if g is not None) > 0
+    assert all(p.grad is None for p in before.parameters())
+
+
+def test_who_has_not_moved_has_forgotten_nothing():
+    net, x = network(), torch.randn(4, LENGTH, LATENT_DIM)
+    objective = make_objective(config(1, rehearsal=1.0), before=net, recall=recall)
+    draws = drawn(objective, x.shape)
+    assert draws.rehearsing.all()
+    assert objective.loss(net, x, TEXT, NULL, draws, progress=0.0).logs["forgotten"] < 1e-10
+
+
+def test_rehearsal_is_the_same_in_any_part_of_a_batch():
+    net, x = network(), torch.randn(4, LENGTH, LATENT_DIM)
+    objective = make_objective(config(2, rehearsal=0.5), before=network(width=48), recall=recall)
+    whole = drawn(objective, x.shape)
+    together = objective.loss(net, x, TEXT, NULL, whole, progress=0.0).per_sample
+    parts = [objective.loss(net, x[i::2], TEXT[i::2], NULL, whole[i::2], progress=0.0).per_sample for i in range(2)]
+    torch.testing.assert_close(together, torch.stack(parts, 1).flatten(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "mean_flow", "rehearsal": 0.5}, "rehearsal is for implicit_maximum_likelihood, not mean_flow"),
+        ({"kind": "implicit_maximum_likelihood", "rehearsed": "prompts.txt"}, "rehearsal is 0"),
+        ({"kind": "implicit_maximum_likelihood", "rehearsal": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_rehearsals_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig(**changes)

@@ -290,6 +290,7 @@ CONFIGS = {
     "reward": ObjectiveConfig(kind="reward", judge="given"),
     "implicit_maximum_likelihood": ObjectiveConfig(kind="implicit_maximum_likelihood", noises=3),
     "regression": ObjectiveConfig(kind="implicit_maximum_likelihood", noises=1),
+    "rehearsal": ObjectiveConfig(kind="implicit_maximum_likelihood", noises=2, rehearsal=0.5),
 }
 
 
@@ -315,9 +316,9 @@ def objective_for(name: str) -> Objective:
     if config.kind == "distribution_matching":
         others = network(interval="none"), network(interval="none", width=48), network(interval="relative", width=48)
         return make_objective(config, *(other.requires_grad_(False) for other in others))
-    if config.kind == "reward":
+    if config.looks_back:
         before = network(interval="relative", width=48).requires_grad_(False)
-        return make_objective(config, before=before, judge=Wants())
+        return make_objective(config, before=before, judge=Wants(), recall=lambda seeds: TEXT[seeds % len(TEXT)])
     if config.kind in ("guidance_distillation", "mean_flow_distillation"):
         teacher = network(interval="none")
     elif config.kind == "progressive_distillation":

@@ -9,7 +9,7 @@ import pytest
 from listeners import Bands
 
 from meanaudio.checkpoint import read_json, write_json
-from meanaudio.config import StudyConfig, load_config, parse
+from meanaudio.config import StudyConfig, TrainConfig, load_config, parse
 from meanaudio.errors import InputError, TrainingDiverged
 from meanaudio.evaluation import extractors
 from meanaudio.study import run as module
@@ -329,3 +329,17 @@ def test_a_step_of_every_kind_of_stage_can_be_measured(published, method):
         small = config.model_copy(update={"loop": config.loop.model_copy(update={"batch_size": 2}), "seconds": 0.512})
         bench, variant = bench_of(small)
         assert bench.step(variant, 0, progress=0.9) > 0
+
+
+def test_a_step_that_rehearses_can_be_measured(monkeypatch):
+    """Of two rows, two noises each: both without a graph, then the network at first on two known prompts, then all four rows."""
+    from meanaudio.models.transformer import Transformer
+    from meanaudio.study.costs import bench_of
+
+    objective = {"kind": "implicit_maximum_likelihood", "noises": 2, "rehearsal": 1.0}
+    config = {"data": "d", "codec_from": "c", "init_from": "c", "seconds": 0.512, "network": {"preset": "tiny"}, "loop": {"batch_size": 2}}
+    bench, variant = bench_of(parse(TrainConfig, {**config, "objective": objective}))
+    rows, forward = [], Transformer.forward
+    monkeypatch.setattr(Transformer, "forward", lambda self, z, *rest: rows.append(len(z)) or forward(self, z, *rest))
+    assert bench.step(variant, 0) > 0
+    assert rows == [2, 2, 2, 4]

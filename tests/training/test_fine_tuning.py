@@ -1,16 +1,18 @@
-"""Training that starts from a checkpoint: whole, or by adapters alone."""
+"""Training that starts from a checkpoint: whole, by adapters alone, or rehearsing what it knew."""
 
 import json
 
 import pytest
 import torch
-from fakes import LATENT_DIM, normals, random_text, tiny_network
-from runs import assert_same_run, run, state_of, tiny_run, with_loop
+from fakes import LATENT_DIM, NarrowWordHash, normals, random_text, tiny_network
+from runs import assert_same_run, rows, run, state_of, tiny_run, with_loop
 
+from meanaudio import text
 from meanaudio.checkpoint import load_weights, read_json, write_json
 from meanaudio.config import LoRAConfig, ObjectiveConfig, TrainConfig, parse
 from meanaudio.errors import InputError
 from meanaudio.models.lora import LORA_FILE, load_with_adapters
+from meanaudio.models.scorer import KNOWN_FILE
 from meanaudio.models.transformer import NETWORK_FILE, load_network
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.posthoc import reconstruct
@@ -144,3 +146,58 @@ def test_another_text_encoder_is_refused(config, tmp_path):
 def test_a_config_without_adapters_says_none():
     assert TrainConfig().lora is None
     assert LoRAConfig().alpha / LoRAConfig().rank == 1
+
+
+# ---------------------------------------------------------------- rehearsal
+
+
+@pytest.fixture
+def few(tmp_path, monkeypatch) -> TrainConfig:
+    """A run on recordings that rehearses what its network, which was trained for two steps before, knew."""
+    monkeypatch.setitem(text.ENCODERS, "minilm", NarrowWordHash)
+    base = tiny_run(tmp_path, steps=2)
+    run(base, tmp_path / "base")
+    write_json(tmp_path / "base" / "export" / KNOWN_FILE, {"rain falls": 2, "a dog barks": 1, "a bell rings": 4})
+    objective = {"kind": "implicit_maximum_likelihood", "noises": 2, "rehearsal": 0.5, "anchor": 20.0}
+    longer = with_loop(base, steps=24, log_every=1, sample_every=24)
+    return changed(longer, init_from=str(tmp_path / "base" / "export"), objective=objective, optim={"lr": 1e-2})
+
+
+def test_what_is_rehearsed_is_forgotten_less_and_repeats_itself(few, tmp_path):
+    run(few, tmp_path / "held")
+    run(few, tmp_path / "parts", until=5)
+    run(few, tmp_path / "parts")
+    assert_same_run(tmp_path / "held", tmp_path / "parts")
+    run(changed(few, objective={**few.objective.model_dump(), "anchor": 0.0}), tmp_path / "free")
+    held, free = ([row for row in rows(tmp_path / name) if "forgotten" in row] for name in ("held", "free"))
+    assert held[0]["forgotten"] < 1e-8
+    assert held[-1]["forgotten"] < 0.7 * free[-1]["forgotten"]
+    assert held[-1]["error"] < held[0]["error"]
+
+
+def test_prompts_are_of_what_is_known_or_of_a_file(few, tmp_path):
+    seeds, encoder = torch.arange(30), NarrowWordHash()
+    composed = GeneratorTask(few).objective.recall(seeds)
+    alone = encoder(["rain falls", "a dog barks", "a bell rings"]).pooled
+    found = (torch.cdist(composed.pooled, alone) < 1e-5).any(1)
+    assert found.any()
+    assert not found.all()  # some are sequences of them, or sounds at once
+    (tmp_path / "prompts.txt").write_text("a cat meows\nwind blows\n", encoding="utf-8")
+    listed = changed(few, objective={**few.objective.model_dump(), "rehearsed": str(tmp_path / "prompts.txt")})
+    recalled = GeneratorTask(listed).objective.recall(seeds)
+    distances = torch.cdist(recalled.pooled, encoder(["a cat meows", "wind blows"]).pooled)
+    assert (distances.amin(1) < 1e-5).all()
+    assert set(distances.argmin(1).tolist()) == {0, 1}
+
+
+def test_nothing_can_be_rehearsed_that_nobody_knows(few, tmp_path):
+    (tmp_path / "base" / "export" / KNOWN_FILE).unlink()
+    with pytest.raises(InputError, match="has no scorer to say what captions it knows; name a file of prompts by objective.rehearsed"):
+        GeneratorTask(few)
+    (tmp_path / "ids.csv").write_text("id\n1\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"ids\.csv: holds ids, no prompts"):
+        GeneratorTask(changed(few, objective={**few.objective.model_dump(), "rehearsed": str(tmp_path / "ids.csv")}))
+    with pytest.raises(InputError, match=r"objective\.rehearsal goes on with a network that makes a step already: it needs init_from"):
+        changed(few, init_from=None)
+    with pytest.raises(InputError, match=r"objective\.rehearsal encodes prompts: it needs codec_from"):
+        changed(few, codec_from=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from extractor_fakes import aisfx_state
-from fakes import LATENT_DIM, TINY_CODEC, WordHash, fill, normals
+from fakes import LATENT_DIM, TINY_CODEC, NarrowWordHash, fill, normals
 from runs import rows, tiny_run, with_loop
 
 from meanaudio import text
@@ -25,23 +25,13 @@ from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.judge import JudgeTask
 from meanaudio.training.loop import Loop
 from meanaudio.training.run import train
-from meanaudio.types import Asked, TextFeatures
-
-
-class Narrow(WordHash):
-    """As wide as the tiny network's text."""
-
-    sequence_dim = pooled_dim = 16
-
-    def __call__(self, captions):
-        found = super().__call__(captions)
-        return TextFeatures(found.sequence[..., :16], found.pooled[..., :16], found.mask)
+from meanaudio.types import Asked
 
 
 @pytest.fixture(autouse=True)
 def _random_ears(monkeypatch):
     monkeypatch.setattr(judging, "load_aisfx", lambda weights: fold(aisfx_state()))
-    monkeypatch.setitem(text.ENCODERS, "minilm", Narrow)
+    monkeypatch.setitem(text.ENCODERS, "minilm", NarrowWordHash)
 
 
 @pytest.fixture
@@ -244,7 +234,7 @@ def opinion_of(config: TrainConfig, judge: Path, **changes):
     vae, codec = load_vae(Path(config.codec_from))
     good = {"codec_hash": latents_name(Path(config.codec_from)), "text": config.text, "mean": torch.zeros(LATENT_DIM),
             "std": torch.ones(LATENT_DIM), "scenes": config.scenes}  # fmt: skip
-    return load_opinion(judge, vae, codec.mel, Narrow(max_tokens=16), **{**good, **changes})
+    return load_opinion(judge, vae, codec.mel, NarrowWordHash(max_tokens=16), **{**good, **changes})
 
 
 def test_a_judge_of_other_latents_mels_or_text_is_refused(config, judge):
