@@ -90,7 +90,7 @@ def objective_variants(config: TrainConfig, tokens: int) -> dict[str, Variant]:
     """Every objective on the config's network, without inputs for guidance; a distillation's teacher is like its student.
 
     alpha is halfway, where AlphaFlow needs no derivative. Progressive distillation is measured in a round after the first; of a reward the
-    judge's own work is left out, and so is rehearsal.
+    judge's own work is left out, and so is encoding what is rehearsed.
     """
     here, again = config.loop.precision, config.loop.checkpoint_activations
     teacher = make_network(config.network).requires_grad_(False)
@@ -98,9 +98,8 @@ def objective_variants(config: TrainConfig, tokens: int) -> dict[str, Variant]:
     for kind in OBJECTIVES:
         for guidance in (0.0,) if kind in INSTANT | WITH_CRITIC | ONE_STEP | {"progressive_distillation"} else (0.0, 1.0):
             changes = {"kind": kind, "guidance": constant(guidance), "alpha": constant(0.5), "halving": HalvingConfig(steps=8, first=16)}
-            changes["rehearsal"] = 0.0
             critic = make_network(config.network) if kind in WITH_CRITIC else None
-            objective = make_objective(config.objective.model_copy(update=changes), teacher, critic, teacher, judge)
+            objective = make_objective(config.objective.model_copy(update=changes), teacher, critic, teacher, judge, judge.recall)
             loss = partial(_at_scale, objective, 4.0) if kind == "guidance_distillation" else loss_of(objective)
             name = kind.replace("_", " ") + (", guided" if guidance else "")
             found[name] = Variant(loss, here, again, objective)
