@@ -11,7 +11,8 @@ import os
 import shutil
 import struct
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from meanaudio.eight_bits import from_eight_bits, to_eight_bits
 from meanaudio.errors import InputError
@@ -145,6 +147,24 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, assign=assign)
 
 
+class _Unfilled(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return options["tensor"] if "tensor" in options else args[0]
+        return func(*args, **options)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules that are built here have shapes and no contents: they lie on the meta device, and `nn.init` does nothing.
+
+    (It would do nothing there anyway, but torch's `normal_` of a meta tensor imports torch's compiler, which takes seconds.)
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -164,7 +184,7 @@ def load_module(
     ignore: beginnings of names in the file that are not wanted. aliases: names that share the weights of another if the file lacks them.
     Raises InputError as `load_weights` and `load_into` do.
     """
-    with torch.device("meta"):
+    with without_weights():
         module = make()
     for part in halve:
         hold_in_bfloat16(module.get_submodule(part))

@@ -1,5 +1,7 @@
 """The checkpoint in the repository: it loads offline, makes sound, and stays small."""
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -31,6 +33,16 @@ def test_one_step_makes_sound_of_the_asked_length(pipeline):
         assert heard.dc < 0.01
     assert (audio.samples.square().mean(1).sqrt() > 1e-3).all()
     assert (audio.samples.abs() < 0.981).all()
+
+
+def test_a_first_sound_waits_for_no_library_that_it_does_not_need():
+    """Each of these takes seconds to import; torch's compiler is imported by what looks harmless, such as `normal_` of a meta tensor."""
+    code = (
+        "import sys; from meanaudio import MeanAudio; MeanAudio.from_pretrained(device='cpu').generate('a dog barks', seed=0); "
+        "print(sorted({'torch._dynamo', 'transformers', 'torchaudio', 'librosa', 'scipy', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_text_is_heard(pipeline):

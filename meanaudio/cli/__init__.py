@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
 
@@ -28,3 +29,5 @@ def main(prefix: list[str] | None = None) -> None:
     except RankLost as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        gc.freeze()  # the process ends: to look through all that torch has made for cycles first would take most of a second

@@ -99,8 +99,8 @@ class Vocos(nn.Module):
         self.log_bin_hz = math.log(sample_rate / n_fft)
         with torch.device("cpu"):  # whatever the default device is: a vocoder built on the meta device still needs the numbers
             self.register_buffer("to_bins", _interpolation(n_mels, bins, sample_rate, f_min, f_max), persistent=False)
+            self.clock = nn.Parameter(torch.randn(CLOCK, width, generator=torch.Generator().manual_seed(0)) * 0.1)
         self.embed = nn.Conv1d(n_mels, width, 7, padding=3)
-        self.clock = nn.Parameter(torch.randn(CLOCK, width, generator=torch.Generator().manual_seed(0)) * 0.1)
         self.embed_norm = nn.LayerNorm(width, eps=1e-6)
         self.blocks = nn.ModuleList(ConvNeXtBlock(width, intermediate, scale=1 / blocks) for _ in range(blocks))
         self.norm = nn.LayerNorm(width, eps=1e-6)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from meanaudio.checkpoint import without_weights
 from meanaudio.codec.bigvgan import TAPS, low_pass
 from meanaudio.codec.codec import make_vae, make_vocoder
 from meanaudio.codec.release_vae import NORM_FLOOR
@@ -79,7 +80,7 @@ def convert_vae(state: Mapping[str, Tensor], mel: MelConfig, source: str | Path)
     config = ReleaseVAEConfig(
         latent_dim=latent_dim, width=width, multipliers=tuple(n // width for n in outputs), blocks=count(state, "encoder.down.0.block.")
     )
-    with torch.device("meta"):
+    with without_weights():
         expected = make_vae(CodecConfig(mel=mel, vae=config)).state_dict()
     wanted = {rename_back(k, VAE_NAMES): v.shape for k, v in expected.items()}
     statistics = torch.Size((1, n_mels, 1))
@@ -118,7 +119,7 @@ def convert_vocoder(state: Mapping[str, Tensor], mel: MelConfig, source: str | P
     blocks = count(state, "resblocks.") // len(kernels)
     block_kernels = tuple(shape_of(state, f"resblocks.{i}.convs1.0.weight", source, what)[2] for i in range(blocks))
     config = BigVGANConfig(width=width, rates=tuple(k // 2 for k in kernels), kernels=kernels, block_kernels=block_kernels)
-    with torch.device("meta"):
+    with without_weights():
         expected = make_vocoder(CodecConfig(mel=mel, vocoder=config)).state_dict()
     wanted = {rename_back(k, VOCODER_NAMES): v.shape for k, v in expected.items()}
     activations = {k.removesuffix("act.alpha") for k in wanted if k.endswith("act.alpha")}

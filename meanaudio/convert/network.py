@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from meanaudio.checkpoint import without_weights
 from meanaudio.config import NetworkConfig
 from meanaudio.convert.foreign import check_names, count, rename, rename_back, shape_of
 from meanaudio.errors import InputError
@@ -85,7 +86,7 @@ class ReleaseNetwork:
 def convert_network(state: Mapping[str, Tensor], source: str | Path) -> ReleaseNetwork:
     """Weights, sizes, latent statistics and null text of a released transformer. Strict; sizes are read from shapes."""
     config = _sizes(state, source)
-    with torch.device("meta"):
+    with without_weights():
         expected = make_network(config).state_dict()
     wanted = {rename_back(k, RELEASE_NAMES): v.shape for k, v in expected.items()}
     latent, sequence = (1, 1, config.latent_dim), state.get("empty_string_feat")

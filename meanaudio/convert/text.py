@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meanaudio.checkpoint import read_json
+from meanaudio.checkpoint import read_json, without_weights
 from meanaudio.convert.foreign import check_names, count, read_foreign, rename, rename_back, shape_of
 from meanaudio.errors import InputError
 
@@ -46,7 +46,7 @@ def convert_clap(state: Mapping[str, Tensor], source: str | Path) -> tuple[dict[
         layer_norm_eps=1e-5,  # roberta-base's, which LAION's tower is; the class's own default is another
         architectures=["ClapTextModelWithProjection"],
     )
-    with torch.device("meta"):
+    with without_weights():
         expected = ClapTextModelWithProjection(config).state_dict()
     wanted = {rename_back(k, CLAP_NAMES): v.shape for k, v in expected.items() if not k.endswith(CLAP_TABLES)}
     check_names(text, wanted, source)
@@ -69,7 +69,7 @@ def convert_flan_t5(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = T5Config.from_dict(values)
     copy = "encoder.embed_tokens.weight"  # the same table as shared.weight; some files state it twice
     state = {k: v for k, v in read_foreign(weights).items() if k.startswith(("encoder.", "shared.")) and k != copy}
-    with torch.device("meta"):
+    with without_weights():
         expected = T5EncoderModel(config).state_dict()
     check_names(state, {k: v.shape for k, v in expected.items() if k != copy}, weights)
     return values, state

@@ -5,8 +5,10 @@ import re
 import pytest
 import torch
 
+from meanaudio.checkpoint import load_weights, save_weights
 from meanaudio.errors import InputError
 from meanaudio.text import ENCODERS, make_encoder
+from meanaudio.text.minilm import load_bert
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,32 @@ def test_a_caption_is_the_same_alone_and_in_a_batch(minilm):
     tokens = alone.sequence.shape[1]
     torch.testing.assert_close(together.sequence[:1, :tokens], alone.sequence, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together.pooled[:1], alone.pooled, atol=1e-4, rtol=1e-4)
+
+
+def test_states_are_those_of_transformers_bert(minilm):
+    from transformers import BertModel
+
+    captions = ["rain", "a very long sentence about a dog and a cat", "雨 ☔ é", ""]
+    encodings = minilm.tokenizer.encode_batch(captions)
+    tokens, mask = (torch.tensor([getattr(e, name) for e in encodings]) for name in ("ids", "attention_mask"))
+    theirs = BertModel.from_pretrained(minilm.folder, local_files_only=True, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        expected = theirs(input_ids=tokens, attention_mask=mask).last_hidden_state * mask[..., None]
+    torch.testing.assert_close(minilm(captions).sequence, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder.layer.3.output.dense.bias": None}, "missing encoder.layer.3.output.dense.bias"),
+        ({"embeddings.LayerNorm.weight": torch.ones(7)}, r"norm.weight \(7,\) instead of \(384,\)"),
+    ],
+)
+def test_weights_of_another_bert_are_refused(minilm, tmp_path, change, message):
+    weights = load_weights(minilm.folder / "model.safetensors", finite=False) | change
+    save_weights(tmp_path / "model.safetensors", {k: v for k, v in weights.items() if v is not None})
+    with pytest.raises(InputError, match=f"model.safetensors: weights of another.*{message}"):
+        load_bert(tmp_path / "model.safetensors")
 
 
 def test_like_captions_lie_nearer_than_unlike_ones(minilm):
