@@ -60,5 +60,5 @@ class LogMel(nn.Module):
         with torch.autocast(audio.device.type, enabled=False):
             audio = nn.functional.pad(audio.float().clamp(-1, 1), (self.pad, self.pad), mode="reflect")
             spectrum = torch.stft(audio, c.n_fft, c.hop_length, c.win_length, self.window, center=False, return_complex=True)
-            magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-9).sqrt()
+            magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
             return torch.log10((magnitude.mT @ self.filters).clamp_min(FLOOR)).mT

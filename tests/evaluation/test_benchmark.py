@@ -23,7 +23,7 @@ from meanaudio.evaluation.benchmark import PAPER_STEPS, benchmark, read_prompts
 from meanaudio.evaluation.first_sound import PHASES, Cold, FirstSound
 from meanaudio.evaluation.probe import Memory, compiled_pieces, matmul_rate, synchronise
 from meanaudio.evaluation.process import run_process
-from meanaudio.evaluation.share import ATTENTION, Request, Share
+from meanaudio.evaluation.share import ATTENTION, Request, Share, unfused_encoder_layers
 from meanaudio.evaluation.stages import STAGES, Meter, Setting, watched
 from meanaudio.evaluation.timings import Kernels, Repeats, Report, Result, Stage, Times, compare, read_earlier, save, summarise
 from meanaudio.models.transformer import Transformer
@@ -499,6 +499,17 @@ def test_attention_is_counted_on_this_device(masked):
     with torch.inference_mode(), share_module.FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         torch.nn.functional.scaled_dot_product_attention(query, key, key, attn_mask=mask)
     assert counter.get_total_flops() == 2 * (2 * 2 * 3 * 10 * 7 * 16)  # two products of a multiply and an add each
+
+
+def test_layers_that_torch_fuses_are_counted():
+    width, inner, tokens = 8, 20, 5
+    layer = torch.nn.TransformerEncoderLayer(width, 2, inner, dropout=0.0, batch_first=True).eval()
+    x = torch.ones(1, tokens, width)
+    with torch.inference_mode(), unfused_encoder_layers(), share_module.FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        layer(x, src_key_padding_mask=torch.zeros(1, tokens, dtype=torch.bool))
+    products = tokens * width * (3 * width + width + 2 * inner) + 2 * tokens * tokens * width
+    assert counter.get_total_flops() == 2 * products
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 # ---------------------------------------------------------------- the machine
