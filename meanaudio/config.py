@@ -269,6 +269,8 @@ class HalvingConfig(Config):
 
     @model_validator(mode="after")
     def _halves(self):
+        if not math.log2(self.first).is_integer():
+            raise ValueError(f"first {self.first} must be a power of two, which can be halved down to one step")
         rounds = math.log2(self.first / self.steps)
         if rounds < 0 or not rounds.is_integer():
             raise ValueError(f"steps {self.steps} must be first {self.first}, or that halved once or more")

@@ -118,7 +118,7 @@ class MeanAudio:
         self.device = next(network.parameters()).device
         self.mean = torch.tensor(config.latent_mean, device=self.device)
         self.std = torch.tensor(config.latent_std, device=self.device)
-        self.null_text = None if null_text is None else null_text.to(self.device)
+        self.null_text = None if null_text is None else self._as_trained(null_text.to(self.device))
         self._features: dict[str, TextFeatures] = {}
         self._guide: tuple[Path, Transformer, CheckpointConfig] | None = None
 
@@ -179,7 +179,9 @@ class MeanAudio:
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         """Features of each text, from memory where it was encoded before (see `forget_text`)."""
         if new := [text for text in dict.fromkeys(texts) if text not in self._features]:
-            features = self.encoder(new).to(self.device)
+            with torch.autocast(self.device.type, enabled=False):  # what is remembered does not depend on who asked first
+                features = self.encoder(new).to(self.device)
+            features = self._as_trained(features)
             # padding that the network never sees would only make a text's features depend on its neighbours
             lengths = features.mask.sum(1).tolist() if self.config.network.mask_text else [features.mask.shape[1]] * len(new)
             for i, (text, length) in enumerate(zip(new, lengths, strict=True)):
@@ -190,6 +192,10 @@ class MeanAudio:
         for text in list(self._features)[:-REMEMBERED_TEXTS]:
             self._features.pop(text, None)
         return found
+
+    def _as_trained(self, text: TextFeatures) -> TextFeatures:
+        """A network that sees padding always sees as much of it."""
+        return text if self.config.network.mask_text else text.pad_to(self.config.text.max_tokens)
 
     def forget_text(self) -> None:
         """Encode every text anew from now on; for measurements."""

@@ -60,7 +60,7 @@ def _draw(path: Path, pictures: Sequence[tuple[str, Tensor, float, float]], labe
     for i, (title, values, right, top) in enumerate(pictures):
         axes = figure.add_subplot(1, len(pictures), i + 1)
         axes.imshow(values.numpy(), origin="lower", aspect="auto", extent=(0, right, 0, top), vmin=limits[0], vmax=limits[1], cmap="magma")
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=9, parse_math=False)  # captions hold dollars too
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -134,11 +134,12 @@ def check_steering(
             raise InputError(f"guide_with: {name} has learned its guidance, and takes only the scale; use it without another network")
         if classifier and classifier_reference == "base":
             raise InputError(f"classifier_reference 'base': {name} has learned to move away from no text; use 'rival'")
-    elif scale == 1 and not classifier:
-        for option, value in (("negative_prompt", negative_prompt), ("guide_with", weaker or None)):
-            if value is not None:
-                told = f"{option} {value!r}" if option == "negative_prompt" else option
-                raise InputError(f"{told} has no effect at guidance_scale 1; ask for more, such as 2")
+    elif scale == 1:
+        moves_from_base = classifier and classifier_reference == "base"
+        if negative_prompt is not None and not moves_from_base:
+            raise InputError(f"negative_prompt {negative_prompt!r} has no effect at guidance_scale 1; ask for more, such as 2")
+        if weaker and not classifier:
+            raise InputError("guide_with has no effect at guidance_scale 1; ask for more, such as 2")
 
 
 def least_steering(config: CheckpointConfig) -> Steering:

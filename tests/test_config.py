@@ -76,6 +76,7 @@ def test_an_empty_file_is_all_defaults(write):
         ("objective: {kind: guidance_distillation}", "needs teacher, the folder of a checkpoint"),
         ("objective: {kind: guidance_distillation, teacher: a}", "needs scale, such as {low: 1, high: 8}"),
         ("objective: {halving: {steps: 3, first: 16}}", "steps 3 must be first 16, or that halved once or more"),
+        ("objective: {halving: {steps: 3, first: 12}}", "first 12 must be a power of two"),
         ("objective: {halving: {steps: 32, first: 16}}", "steps 32 must be first 16"),
         ("network: {interval: none}", "objective mean_flow needs a network that sees r"),
         ("network: {guidance_limits: true}", "guidance_limits needs guidance_embedding"),

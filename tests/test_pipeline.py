@@ -279,6 +279,26 @@ def test_remembered_features_do_not_depend_on_their_neighbours(model):
     torch.testing.assert_close(together.sequence[:, : alone.sequence.shape[1]], alone.sequence)
 
 
+def test_a_network_that_sees_padding_always_sees_as_much(checkpoint_copy, fast_text):
+    config = json.loads((checkpoint_copy / "config.json").read_text())
+    config["network"]["mask_text"] = False
+    (checkpoint_copy / "config.json").write_text(json.dumps(config))
+    model = MeanAudio.from_pretrained(checkpoint_copy, device="cpu")
+    alone = model.generate("rain", seed=3).samples[0]
+    model.forget_text()
+    beside = model.generate(["rain", "wind in the trees before a long thunderstorm"], seed=3).samples[0]
+    torch.testing.assert_close(beside, alone, atol=1e-4, rtol=1e-4)
+    assert model.encode_text(["rain"]).sequence.shape[1] == model.config.text.max_tokens
+
+
+def test_remembered_features_do_not_depend_on_who_asked_first(model):
+    seen, encoder = [], model.encoder
+    model.encoder = lambda texts: seen.append(torch.is_autocast_enabled("cpu")) or encoder(texts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.encode_text(["hail on a window"])
+    assert seen == [False]
+
+
 def other_vocoder(folder, **changes):
     """The checkpoint's folder with another vocoder in it."""
     config = json.loads((folder / "config.json").read_text())

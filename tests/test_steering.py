@@ -279,6 +279,13 @@ def test_a_distilled_checkpoint_may_have_a_classifier(distilled):
     assert (sure.samples - wrong.samples).abs().max() > 1e-3
 
 
+def test_what_nothing_moves_away_from_is_refused(model):
+    made = model.generate("rain", steps=2, seed=0, classifier=Wrong([[1.0]]), negative_prompt="hum").samples
+    assert not torch.equal(made, model.generate("rain", steps=2, seed=0, classifier=Wrong([[1.0]])).samples)
+    with pytest.raises(InputError, match="negative_prompt 'hum' has no effect at guidance_scale 1"):
+        model.generate("rain", steps=2, classifier=Wrong([[1.0]]), classifier_reference="rival", negative_prompt="hum")
+
+
 def test_a_tagger_of_sound_may_guide(model):
     """A listener to decoded audio: louder than a threshold is a dog."""
     heard = []

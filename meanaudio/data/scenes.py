@@ -153,7 +153,8 @@ class SceneComposer:
         if length > MAX_REPEATED_SECONDS * self.sample_rate or 2.1 * length > len(audio) or is_repeated(clip.caption):
             return self._single(audio, rng, clip)
         count = int(rng.choice(FEW if rng.random() < 0.75 else MANY))
-        takes = [c for c in self._clips[clip.caption] if c.group == clip.group] if rng.random() < 0.5 else [clip]
+        takes = [c for c in self._clips[clip.caption] if clip.group and c.group == clip.group] if rng.random() < 0.5 else []
+        takes = takes or [clip]
         clips = [clip] + [takes[rng.integers(len(takes))] for _ in range(count - 1)]
         level = self._level(rng)
         pieces = [self._piece(c, len(audio), rng, level + rng.uniform(-1, 1)) for c in clips]

@@ -20,7 +20,7 @@ def held_out_distance(made: Tensor, reference: Tensor) -> dict[str, float]:
     frechet: Fréchet distance of the summaries. match: mean distance of each output's summary to its own caption's recording,
     divided by the mean distance to all recordings; 1 is chance, lower is nearer to the caption. One item alone has no frechet.
     """
-    a, b = summary(made).double(), summary(reference).double()
+    a, b = summary(made).cpu().double(), summary(reference).cpu().double()  # an Apple GPU has no float64
     distances = torch.cdist(a, b)
     match = (distances.diagonal().mean() / distances.mean()).item()
     return ({"frechet": frechet_distance_of_samples(a, b)} if len(a) > 1 else {}) | {"match": match}

@@ -246,8 +246,17 @@ def named(
 
     real, coded = ({name: _share(tagger, tops.get(name, []), name) for name in known} for tops in (recorded, through))
     shares = [{name: _share(tagger, found, name) for name in known} for found in heard]
-    others = {c: _mean([shares[k][c] for k, prompt in enumerate(asked) if c not in prompt.concepts]) for c in known}
-    elsewhere = {c: _mean([_share(tagger, found, c) for name, found in recorded.items() if name != c]) for c in known}
+
+    def without(concept: str, name: str) -> list[set[int]]:
+        """What is heard in those recordings of `name` whose captions do not speak of `concept`."""
+        heard_in = zip(having[name], recorded[name], strict=True)
+        return [top for clip, top in heard_in if not names(clip.caption, known[concept].words)]
+
+    def asks_for(prompt: Prompt, concept: str) -> bool:
+        return concept in prompt.concepts or names(prompt.text, known[concept].words)
+
+    others = {c: _mean([shares[k][c] for k, prompt in enumerate(asked) if not asks_for(prompt, c)]) for c in known}
+    elsewhere = {c: _mean([_share(tagger, tops, c) for name in recorded if (tops := without(c, name))]) for c in known}
 
     def rates(kind: str) -> Rates:
         chosen = [(k, prompt) for k, prompt in enumerate(asked) if kind in ("all", prompt.kind)]

@@ -19,5 +19,8 @@ def jump(net: Network, noise: Tensor, condition: Any) -> Tensor:
 
 
 def rehearsing_rows(batch: int, share: float) -> Tensor:
-    """[B] True for a share of the rows: the same in every batch, spread so that parts of it have alike many."""
-    return torch.arange(1, batch + 1) * EVENLY % 1 < share
+    """[B] True for a share of the rows, at least one: the same in every batch, spread so that parts of it have alike many."""
+    count = max(1, round(batch * share)) if share > 0 else 0
+    rows = torch.zeros(batch, dtype=torch.bool)
+    rows[(torch.arange(1, batch + 1) * EVENLY % 1).argsort()[:count]] = True
+    return rows

@@ -6,6 +6,7 @@ import copy
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from meanaudio.data.prompts import read_prompts
 from meanaudio.data.requests import Requests
 from meanaudio.data.sources import Encoders, open_datasets
 from meanaudio.errors import InputError
+from meanaudio.evaluation.clips import stem_of
 from meanaudio.evaluation.features import compare_audio
 from meanaudio.evaluation.hearing import make_listener
 from meanaudio.evaluation.judge import load_opinion
@@ -253,6 +255,9 @@ class GeneratorTask:
         made once for one length."""
         return self.config.text.max_tokens if not self.config.network.mask_text or self.config.loop.compile else None
 
+    def _padded(self, text: TextFeatures) -> TextFeatures:
+        return text if self._padding is None else text.pad_to(self._padding)
+
     def prepare_batch(self, step: int) -> tuple[LatentBatch, torch.Tensor, Draws]:
         """What `draw` returns; a pure function of the step, so that it can be done ahead."""
         loop = self.config.loop
@@ -273,7 +278,7 @@ class GeneratorTask:
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
         batch, x, draws = self.draw(step)
-        text = batch.text if self._padding is None else batch.text.pad_to(self._padding)
+        text = self._padded(batch.text)
         logs: list[dict[str, float]] = []
         if self.critic_loss is not None:
             assert isinstance(draws, MatchingDraws)
@@ -318,6 +323,7 @@ class GeneratorTask:
         mean, count = self.config.network.interval != "none", min(HELD_OUT, len(self.held_out))
         rows = list(distributed.my_rows(count))
         batch = self.held_out.batch(rows)
+        batch = replace(batch, text=self._padded(batch.text))
         reference = (batch.mean.to(self.device) - self.mean) / self.std
         noise = per_sample_noise(reference.shape[1:], rows, self.device)
         with self._precision():
@@ -354,7 +360,7 @@ class GeneratorTask:
         ours, theirs = decoded(made), decoded(reference)
         for i in range(min(SAMPLES, len(made))):
             sounds = torch.stack([ours[i], theirs[i]])
-            name = f"{i:02d}-{self.held_out.ids[i][:60]}"
+            name = f"{i:02d}-{stem_of(self.held_out.ids[i])}"
             save_audio(folder / f"{name}.wav", sounds[0], rate, {"caption": self.held_out.captions[i]})
             titles = (f"made: {self.held_out.captions[i]}", "held-out recording through the codec")
             save_spectrograms(folder / f"{name}.png", list(zip(titles, sounds, strict=True)), rate)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from meanaudio import distributed
 from meanaudio.checkpoint import read_json, remove_unfinished, require_space, write_json
-from meanaudio.config import OptimConfig, TrainConfig
+from meanaudio.config import OptimConfig, TrainConfig, parse
 from meanaudio.errors import InputError, TrainingDiverged
 from meanaudio.training.ema import PowerEMA
 from meanaudio.training.log import RunLog, mean_numbers, open_log
@@ -140,6 +140,8 @@ class Loop:
             )
         load_training_state(state, self.tensors())
         self.step, self.best = facts["step"], facts["best"] and tuple(facts["best"])
+        if best_by(parse(TrainConfig, facts["config"], str(state))) != best_by(self.config):
+            self.best = None  # a number of another kind: nothing to compare with
         return changed
 
     # ---------------------------------------------------------------- the run
@@ -179,10 +181,10 @@ class Loop:
                     self._save_snapshots()
                 if sampling or self.step == loop.steps:
                     self._evaluate(log)
+                if saving or self.step == last:  # before the state, which says that this step is done with
+                    self._export(self.averaged(), "export")
                 if saving or self.step == last or stopping:
                     self.save()
-                if saving or self.step == last:
-                    self._export(self.averaged(), "export")
                 if sampling or saving:
                     began, counted = time.perf_counter(), self.step
         finally:
@@ -252,6 +254,11 @@ class Loop:
     def _export(self, network: nn.Module, name: str) -> None:
         if distributed.is_main():
             self.task.export(network, self.folder / name)
+
+
+def best_by(config: TrainConfig) -> tuple[object, ...]:
+    """What the held-out number that picks best/ depends on, and a run that goes on may change."""
+    return config.loop.best, config.evaluation.extractor, config.evaluation.clips
 
 
 def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

@@ -21,7 +21,8 @@ def held_out_loss(
 ) -> dict[str, float]:
     """`error` of the objective and `error_t_0.2_0.4`, ... by the time t of the row; bins into which no time falls are left out.
 
-    Without the weighting and the dropout of text, and with the schedules at their end: the same question from the first step to the last.
+    Without the adaptive weighting and the dropout of text, and with the schedules at their end: the same question from the first step to
+    the last. What else the objective's loss is made of stays in it: other weights, as of distillation, and parts beside the error.
     batch: this rank's rows of `count` held-out ones (distributed.my_rows). mean, std [C] normalise latents. All ranks call it.
     """
     objective = replace(objective, config=objective.config.model_copy(update={"adaptive_power": 0.0, "text_dropout": 0.0}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,12 @@ def test_a_repeat_says_how_often():
         assert (said[count] in scene.caption) if count in said else not any(w in scene.caption for w in said.values())
         loud = np.flatnonzero(scene.audio.numpy() != 0)
         assert (np.diff(loud) > 0.03 * RATE).sum() <= count - 1  # no more pauses than between the takes
+
+
+def test_clips_that_share_no_group_are_not_repeated_for_one_another():
+    clips = [replace(c, group="") for c in clips_of() if c.caption == "a dog barks"]
+    make = SceneComposer(clips, RATE, 10.0, load=load, weights={"repeat": 1.0})
+    assert all(len(set(make(index).clip_ids)) == 1 for index in range(40))
 
 
 def test_the_background_is_quieter():

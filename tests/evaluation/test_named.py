@@ -116,6 +116,15 @@ def test_recordings_are_heard_through_the_codec_too(ask, monkeypatch):
         assert found.rates["all"].recordings == 1.0
 
 
+def test_what_speaks_of_a_concept_is_no_example_of_its_absence(ask, manifest):
+    """A recording of two concepts, in which the other one is heard."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    low_too = next(row for row in rows if "high" in row["caption"])
+    low_too["caption"], low_too["audio"] = "a high tone over a low one", next(row["audio"] for row in rows if "low" in row["caption"])
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ask(RIGHT).rates["plain"].other_recordings == 0.0
+
+
 def test_the_order_is_that_of_the_prompt(ask):
     found = ask(RIGHT | {"from low to high": ["high", "middle", "low"]})
     assert (found.order["outputs"].heard, found.order["outputs"].ordered) == (1.0, 0.0)

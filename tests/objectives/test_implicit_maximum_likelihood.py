@@ -4,11 +4,14 @@ What is rehearsed stays."""
 import pytest
 import torch
 from fakes import LATENT_DIM, random_text
+from hypothesis import given
+from hypothesis import strategies as st
 from test_distribution_matching import Affine
 from test_objectives import LENGTH, NULL, TEXT, network
 
 from meanaudio.config import ObjectiveConfig
 from meanaudio.objectives import make_objective
+from meanaudio.objectives.one_step import rehearsing_rows
 
 
 def config(noises: int, text_dropout: float = 0.0, **changes) -> ObjectiveConfig:
@@ -75,6 +78,14 @@ def recall(seeds):
 
 
 RECALLED = random_text([2, 4, 1, 3], seed=7)
+
+
+@given(batch=st.integers(1, 64), share=st.floats(0.0, 1.0))
+def test_a_share_of_the_rows_rehearses_but_at_least_one(batch, share):
+    rows = rehearsing_rows(batch, share)
+    assert rows.shape == (batch,)
+    assert rows.sum() == (0 if share == 0 else max(1, round(batch * share)))
+    assert rehearsing_rows(batch, 1.0).all()
 
 
 def test_rehearsing_rows_add_their_distance_from_what_was_made_of_known_prompts():

@@ -274,6 +274,50 @@ def test_nan_stops_with_the_batch_and_leaves_the_last_state_usable(config, tmp_p
 # ---------------------------------------------------------------- export, continuation
 
 
+def test_an_export_that_failed_is_made_when_the_run_is_started_again(config, tmp_path, monkeypatch):
+    export, failures = GeneratorTask.export, [OSError(28, "No space left on device")]
+
+    def full_once(self, network, folder):
+        if folder.name == "export" and failures:
+            raise failures.pop()
+        export(self, network, folder)
+
+    monkeypatch.setattr(GeneratorTask, "export", full_once)
+    with pytest.raises(OSError, match="No space left"):
+        loop_of(config, tmp_path / "run").run(progress_bar=False)
+    loop_of(config, tmp_path / "run").run(progress_bar=False)
+    assert step_of(tmp_path / "run") == 10
+    assert load_weights(tmp_path / "run" / "export" / "network.safetensors").keys()
+
+
+def test_another_number_to_pick_the_best_by_begins_anew(config, tmp_path):
+    """A run may change it as it goes on, and one kind of number says nothing of another."""
+
+    def go_on(best: str, until: int) -> None:
+        changed = with_loop(config, best=best, sample_every=2)
+        loop = loop_of(changed, tmp_path / "run")
+        loop.task.evaluate = lambda network, folder: {"error": 1.0, "other": 25.0 - loop.step}
+        loop.run(until=until, progress_bar=False)
+
+    go_on("error", 4)
+    assert read_json(tmp_path / "run" / "best" / "best.json") == {"step": 2, "error": 1.0}
+    go_on("other", 6)
+    assert read_json(tmp_path / "run" / "best" / "best.json") == {"step": 6, "other": 19.0}
+    go_on("other", 8)
+    assert read_json(tmp_path / "run" / "best" / "best.json") == {"step": 8, "other": 17.0}
+
+
+def test_samples_stay_in_their_folder_whatever_a_clip_is_called(config, tmp_path, tiny_checkpoint):
+    (tmp_path / "codec" / "vocoder.safetensors").write_bytes((tiny_checkpoint / "vocoder.safetensors").read_bytes())
+    task, folder = GeneratorTask(config), tmp_path / "samples" / "0000001"
+    ids = task.held_out.ids
+    ids[:2] = ["a/../../../evil", "train/7"]
+    task.evaluate(task.blank().eval(), folder)
+    written = {path.parent for path in tmp_path.rglob("*.wav")}
+    assert written == {folder}
+    assert len(list(folder.glob("*.wav"))) == len(list(folder.glob("*.png"))) == min(len(ids), 4)
+
+
 def test_the_export_is_the_average_and_is_a_checkpoint(config, tmp_path, tiny_checkpoint, fast_text):
     (tmp_path / "codec" / "vocoder.safetensors").write_bytes((tiny_checkpoint / "vocoder.safetensors").read_bytes())
     wide = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": 2, "sample_every": 100})})

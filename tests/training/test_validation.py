@@ -61,6 +61,15 @@ def test_neither_weighting_nor_dropout_nor_schedules_come_in(config):
     assert validated(task, network, interval_fraction=constant(0.0))["error"] != found["error"]
 
 
+def test_a_network_that_sees_padding_is_asked_with_as_much_as_it_learned_with(config, tmp_path):
+    task = GeneratorTask(config.model_copy(update={"network": tiny_network(mask_text=False)}))
+    network, seen = task.blank().eval(), set()
+    condition = network.condition
+    network.condition = lambda text: seen.add(text.sequence.shape[1]) or condition(text)
+    task.evaluate(network, tmp_path / "samples")
+    assert seen == {config.text.max_tokens}
+
+
 def test_the_log_has_them_and_the_best_and_the_last_network_are_kept(config, tmp_path):
     config = with_loop(config, sample_every=2)
     task = GeneratorTask(config)
