@@ -18,7 +18,7 @@ from meanaudio.evaluation.probe import Memory, seconds_waited
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.memory import keep_freed_memory
 from meanaudio.models.transformer import make_network
-from meanaudio.objectives import OBJECTIVES, Objective, make_objective
+from meanaudio.objectives import OBJECTIVES, Objective
 from meanaudio.objectives.distribution_matching import MatchingDraws, laid_on, outputs
 from meanaudio.objectives.flow_matching import flow_matching
 from meanaudio.objectives.two_times import TwoTimeDraws
@@ -75,14 +75,12 @@ def variants(config: TrainConfig, against: str | None, tokens: int = 16) -> dict
     if against is None:
         here = config.loop.precision
         again = config.loop.checkpoint_activations
-        return {
-            f"{name}, {here}": Variant(make_objective(o).loss, here, again) for name, o in (("flow matching", flow), ("mean flow", mean))
-        }
+        return {f"{name}, {here}": Variant(Objective(o).loss, here, again) for name, o in (("flow matching", flow), ("mean flow", mean))}
     found = {PUBLIC: Variant(partial(public_mean_flow, config=mean), "float32")}
     for precision in ("float32", "bf16"):
-        found[f"flow matching, {precision}"] = Variant(make_objective(flow).loss, precision)
-        found[f"mean flow, {precision}"] = Variant(make_objective(mean).loss, precision)
-    found["mean flow, bf16, activations computed twice"] = Variant(make_objective(mean).loss, "bf16", checkpoint_activations=True)
+        found[f"flow matching, {precision}"] = Variant(Objective(flow).loss, precision)
+        found[f"mean flow, {precision}"] = Variant(Objective(mean).loss, precision)
+    found["mean flow, bf16, activations computed twice"] = Variant(Objective(mean).loss, "bf16", checkpoint_activations=True)
     return found
 
 
@@ -99,7 +97,7 @@ def objective_variants(config: TrainConfig, tokens: int) -> dict[str, Variant]:
         for guidance in (0.0,) if kind in INSTANT | WITH_CRITIC | ONE_STEP | {"progressive_distillation"} else (0.0, 1.0):
             changes = {"kind": kind, "guidance": constant(guidance), "alpha": constant(0.5), "halving": HalvingConfig(steps=8, first=16)}
             critic = make_network(config.network) if kind in WITH_CRITIC else None
-            objective = make_objective(config.objective.model_copy(update=changes), teacher, critic, teacher, judge, judge.recall)
+            objective = Objective(config.objective.model_copy(update=changes), teacher, critic, teacher, judge, judge.recall)
             loss = partial(_at_scale, objective, 4.0) if kind == "guidance_distillation" else loss_of(objective)
             name = kind.replace("_", " ") + (", guided" if guidance else "")
             found[name] = Variant(loss, here, again, objective)
@@ -159,7 +157,7 @@ class Bench:
         loop, n = config.loop, config.network
         keep_freed_memory()  # as training does
         self.network = make_network(n)
-        self.objective = make_objective(config.objective.model_copy(update={"kind": "mean_flow"}))
+        self.objective = Objective(config.objective.model_copy(update={"kind": "mean_flow"}))
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-6, fused=True)
         self.generator = torch.Generator().manual_seed(0)
         length = config.codec.audio_spec().window_latents(config.seconds)

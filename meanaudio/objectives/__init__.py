@@ -80,14 +80,3 @@ class Objective:
         """Draw and compute."""
         draws = self.draw(x.shape, progress=progress, generator=generator).to(x.device)
         return self.loss(net, x, text, null, draws, progress=progress)
-
-
-def make_objective(
-    config: ObjectiveConfig,
-    teacher: Network | None = None,
-    critic: Network | None = None,
-    before: Network | None = None,
-    judge: Judge | None = None,
-    recall: Recall | None = None,
-) -> Objective:
-    return Objective(config, teacher, critic, before, judge, recall)

@@ -9,7 +9,7 @@ from pathlib import Path
 from meanaudio.config import DISTILLED, INSTANT, WITH_CRITIC, StudyConfig, TrainConfig
 from meanaudio.evaluation.training_cost import Bench, NoJudge, Variant, loss_of, peak_memory
 from meanaudio.models.transformer import make_network
-from meanaudio.objectives import make_objective
+from meanaudio.objectives import Objective
 from meanaudio.study.plan import stage_config, stages_of
 
 TOKENS = 16  # of a caption
@@ -53,5 +53,5 @@ def bench_of(config: TrainConfig) -> tuple[Bench, Variant]:
     elif objective.looks_back:
         before = make_network(config.network).requires_grad_(False)
     judge = NoJudge(config.network, TOKENS)
-    made = make_objective(objective, teacher, critic, before, judge, judge.recall)
+    made = Objective(objective, teacher, critic, before, judge, judge.recall)
     return Bench(config, TOKENS), Variant(loss_of(made), config.loop.precision, config.loop.checkpoint_activations, made)

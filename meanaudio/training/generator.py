@@ -31,7 +31,7 @@ from meanaudio.evaluation.latents import held_out_distance
 from meanaudio.models.lora import adapter_state, add_adapters, save_adapters
 from meanaudio.models.scorer import KNOWN_FILE, read_known
 from meanaudio.models.transformer import NETWORK_FILE, Transformer, load_network, make_network
-from meanaudio.objectives import make_objective
+from meanaudio.objectives import Objective
 from meanaudio.objectives.distribution_matching import MatchingDraws, laid_on
 from meanaudio.objectives.distribution_matching import outputs as student_outputs
 from meanaudio.objectives.two_times import shown_guidance
@@ -92,7 +92,7 @@ class GeneratorTask:
             recall = self._recall()
         if config.objective.looks_back:
             before = copy.deepcopy(network).requires_grad_(False)
-        self.objective = make_objective(config.objective, teacher, critic, before, judge, recall)
+        self.objective = Objective(config.objective, teacher, critic, before, judge, recall)
         self.listener = make_listener(config.evaluation.extractor, str(self.device)) if config.evaluation.extractor else None
         if self.listener is not None and not (Path(config.codec_from or "") / VOCODER_FILE).is_file():
             raise InputError(f"evaluation.extractor = {config.evaluation.extractor!r} needs sound: codec_from has no {VOCODER_FILE}")
@@ -112,7 +112,7 @@ class GeneratorTask:
             self.best = "frechet_1_step"  # the objective's error depends on a critic that changes
             critic.checkpoint_activations = config.loop.checkpoint_activations
             self.networks["critic"] = critic
-            following = make_objective(config.objective.model_copy(update={"kind": "flow_matching"}))
+            following = Objective(config.objective.model_copy(update={"kind": "flow_matching"}))
             self.critic_loss = spread(LossModule(critic, following), config.loop.parallel)
 
     def blank(self) -> Transformer:

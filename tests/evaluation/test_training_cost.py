@@ -10,7 +10,7 @@ from meanaudio.config import LoopConfig, ObjectiveConfig, TrainConfig, constant
 from meanaudio.evaluation import training_cost as module
 from meanaudio.evaluation.training_cost import PUBLIC, Cost, TrainingCost, public_mean_flow, training_cost
 from meanaudio.models.transformer import make_network
-from meanaudio.objectives import OBJECTIVES, make_objective
+from meanaudio.objectives import OBJECTIVES, Objective
 
 CONFIG = TrainConfig(seconds=1.024, codec=TINY_CODEC, network=tiny_network(), loop=LoopConfig(batch_size=3))
 
@@ -31,7 +31,7 @@ class Counting:
 def test_the_public_codes_way_computes_our_loss_with_more_work(interval):
     config = ObjectiveConfig(interval_fraction=constant(0.5), dropped_rows="release")
     x, text, null, results = normals(4, 6, LATENT_DIM), random_text([3, 5, 2, 4]), random_text([1], seed=9), []
-    objective = make_objective(config)
+    objective = Objective(config)
     draws = objective.draw(x.shape, progress=1.0, generator=torch.Generator().manual_seed(1))
     draws = replace(draws, keep=torch.tensor([True, False, True, False]))  # one row of each kind: r < t or not, with text or not
     for loss in (objective.loss, lambda *args, **options: public_mean_flow(*args, **options, config=config)):

@@ -10,7 +10,7 @@ from test_objectives import LENGTH, NULL, TEXT, Analytic, answer, draws, gaussia
 
 from meanaudio.config import HalvingConfig, ObjectiveConfig, ScaleConfig, constant
 from meanaudio.flow import expand, interpolate
-from meanaudio.objectives import make_objective
+from meanaudio.objectives import Objective
 from meanaudio.objectives.guidance_distillation import clean_weight
 from meanaudio.objectives.progressive_distillation import draw_steps, teacher_steps
 from meanaudio.objectives.two_times import TwoTimeDraws
@@ -54,7 +54,7 @@ class Student(Analytic):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_student_that_has_the_guided_field_has_no_error_for_any_scale(seed):
     x, teacher = draws()[0], Teacher()
-    objective = make_objective(STAGE_ONE, teacher)
+    objective = Objective(STAGE_ONE, teacher)
     drawn = objective.draw(x.shape, progress=0.0, generator=torch.Generator().manual_seed(seed))
     assert objective.loss(Student(), x, TEXT, NULL, drawn, progress=0.0).per_sample.max() < 1e-9
     off = objective.loss(Student(0.1), x, TEXT, NULL, drawn, progress=0.0)
@@ -75,7 +75,7 @@ def test_training_recovers_the_guided_teacher_for_every_scale():
             return expand(t, z) * z + constant_part + expand(scale, z) * slope
 
     config = STAGE_ONE.model_copy(update={"text_dropout": 0.0})
-    objective = make_objective(config, Teacher())
+    objective = Objective(config, Teacher())
     optimizer = torch.optim.LBFGS([constant_part, slope], max_iter=200, tolerance_grad=1e-10, tolerance_change=0)
     x = normals(16, LENGTH, LATENT_DIM)
     drawn = objective.draw(x.shape, progress=0.0, generator=torch.Generator().manual_seed(0))
@@ -98,7 +98,7 @@ def test_the_second_teacher_pass_is_for_guided_rows_only():
     guidance = torch.tensor([[3.0, 0, 1], [3.0, 0, 1], [1.0, 0, 1], [8.0, 0, 1]])
     teacher = Teacher()
     drawn = TwoTimeDraws(noise, t, t, keep, guidance, torch.zeros(4))
-    make_objective(STAGE_ONE, teacher).loss(Student(), x, TEXT, NULL, drawn, progress=0.0)
+    Objective(STAGE_ONE, teacher).loss(Student(), x, TEXT, NULL, drawn, progress=0.0)
     assert teacher.calls == [4 + 2]  # row 1 has lost its text, row 2 has scale 1
 
 
@@ -121,18 +121,18 @@ def test_exact_mean_velocities_have_no_error_whatever_noise_was_drawn(scale):
     """MeanFlow's own target has an error here, in every row but that of the mean: its velocity is the drawn one."""
     v, u = gaussian_flow(scale)
     teacher, x = Analytic(lambda z, t, r: v(z, t)), 5 * draws()[0]
-    drawn = make_objective(mean_distillation(), teacher).draw(x.shape, progress=0.0, generator=torch.Generator().manual_seed(0))
+    drawn = Objective(mean_distillation(), teacher).draw(x.shape, progress=0.0, generator=torch.Generator().manual_seed(0))
     drawn = replace(drawn, t=torch.linspace(0.9, 0.4, len(x)), r=torch.linspace(0.5, 0.1, len(x)))
-    loss = make_objective(mean_distillation(), teacher).loss(Analytic(u), x, TEXT, NULL, drawn, progress=1.0)
+    loss = Objective(mean_distillation(), teacher).loss(Analytic(u), x, TEXT, NULL, drawn, progress=1.0)
     assert loss.per_sample.max() < 1e-8
     plain = mean_distillation(kind="mean_flow", guidance=constant(0.0))
-    assert make_objective(plain).loss(Analytic(u), x, TEXT, NULL, drawn, progress=1.0).per_sample.min() > 1e-2
+    assert Objective(plain).loss(Analytic(u), x, TEXT, NULL, drawn, progress=1.0).per_sample.min() > 1e-2
 
 
 @pytest.mark.parametrize(("share", "guidance"), [(0.0, 1.0), (0.5, 1.5), (1.0, 2.0)])
 def test_the_teachers_velocity_is_guided_at_the_scale_that_omega_and_kappa_amount_to(share, guidance):
     x = draws()[0]
-    objective = make_objective(mean_distillation(interval_fraction=constant(0.0), guidance=constant(share), text_dropout=0.5), Teacher())
+    objective = Objective(mean_distillation(interval_fraction=constant(0.0), guidance=constant(share), text_dropout=0.5), Teacher())
     drawn = objective.draw(x.shape, progress=0.0, generator=torch.Generator().manual_seed(3))
     assert 0 < drawn.keep.sum() < len(x)
 
@@ -182,7 +182,7 @@ def test_the_objective_regresses_the_steps_of_the_teacher_at_the_students_scale(
 
     x = draws()[0]
     config = stage_two(4, scale=ScaleConfig())
-    objective = make_objective(config, AtEveryScale(u))
+    objective = Objective(config, AtEveryScale(u))
     drawn = objective.draw(x.shape, progress=0.0, generator=torch.Generator().manual_seed(1))
     z, w = interpolate(x, drawn.noise, drawn.t), expand(drawn.guidance[:, 0], x)
     half = (drawn.t + drawn.r) / 2
@@ -231,7 +231,7 @@ def test_a_teacher_keeps_its_text():
             return text
 
     x = draws()[0]
-    objective = make_objective(stage_two(16), Listening())
+    objective = Objective(stage_two(16), Listening())
     objective(Analytic(lambda z, t, r: z), x, TEXT, NULL, progress=0.0, generator=torch.Generator().manual_seed(0))
     assert torch.equal(seen[0].pooled, TEXT.pooled)
     assert torch.equal(seen[1].pooled, TEXT.pooled)

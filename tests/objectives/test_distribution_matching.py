@@ -10,7 +10,7 @@ from torch import nn
 
 from meanaudio.config import MatchingConfig, ObjectiveConfig, TimeConfig
 from meanaudio.flow import expand
-from meanaudio.objectives import make_objective
+from meanaudio.objectives import Objective
 from meanaudio.objectives.distribution_matching import laid_on, outputs
 
 SCALE_ONE = {"omega": 0.5, "kappa": 0.5}
@@ -61,7 +61,7 @@ def test_the_student_takes_the_teachers_distribution_for_its_own():
     text, null = random_text([1] * 64), NULL
     for step in range(400):
         critic = normal(student.mean.detach(), student.std.detach())
-        made = make_objective(objective, normal(0.5, 0.4), critic, student)
+        made = Objective(objective, normal(0.5, 0.4), critic, student)
         loss = made.loss(student, torch.zeros(64, LENGTH, LATENT_DIM), text, null, drawn(made, 64, step), progress=0.0)
         optimizer.zero_grad()
         loss.per_sample.mean().backward()
@@ -73,7 +73,7 @@ def test_the_student_takes_the_teachers_distribution_for_its_own():
 def test_the_gradient_is_that_of_the_kullback_leibler_divergence():
     """Of two normal distributions of one deviation, it is their means' difference, whatever the noise; the loss divides by a distance."""
     student = Affine(0.7, 0.4)
-    objective = make_objective(config(), normal(0.2, 0.4), normal(0.7, 0.4), student)
+    objective = Objective(config(), normal(0.2, 0.4), normal(0.7, 0.4), student)
     d = drawn(objective)
     made = outputs(student, TEXT, d)
     loss = objective.loss(student, torch.zeros_like(made), TEXT, NULL, d, progress=0.0)
@@ -90,7 +90,7 @@ def test_the_gradient_is_that_of_the_kullback_leibler_divergence():
 
 def test_a_student_whom_critic_and_teacher_see_alike_stays():
     net, same = network(), network()
-    objective = make_objective(config(rehearsal=0.5), same, same, net)
+    objective = Objective(config(rehearsal=0.5), same, same, net)
     loss = objective.loss(net, draws()[0], TEXT, NULL, drawn(objective), progress=0.0)
     assert loss.per_sample.abs().max() < 1e-9
     loss.per_sample.mean().backward()
@@ -99,7 +99,7 @@ def test_a_student_whom_critic_and_teacher_see_alike_stays():
 
 def test_rehearsing_rows_add_their_distance_from_the_student_at_first():
     """On grids of 2, 4 and 8 steps or at r = t, and the other rows are as they are without rehearsal."""
-    objective = make_objective(config(rehearsal=0.25), network(), network(interval="relative"), network())
+    objective = Objective(config(rehearsal=0.25), network(), network(interval="relative"), network())
     seen = set[float]()
     for seed in range(30):
         d = drawn(objective, 8, seed)
@@ -113,7 +113,7 @@ def test_rehearsing_rows_add_their_distance_from_the_student_at_first():
     with torch.no_grad():
         for p in student.parameters():
             p.add_(0.05)
-    some, none = (make_objective(config(rehearsal=share), other, network(), before) for share in (0.25, 0.0))
+    some, none = (Objective(config(rehearsal=share), other, network(), before) for share in (0.25, 0.0))
     d, x = drawn(some), draws()[0]
     both = some.loss(student, x, TEXT, NULL, d, progress=0.0)
     alone = none.loss(student, x, TEXT, NULL, drawn(none), progress=0.0)
@@ -130,14 +130,14 @@ def test_guidance_reaches_the_teacher_alone():
     """One pass of student and critic, two of the teacher in one; only the student's has a graph."""
     nets = [Counting(network()) for _ in range(4)]
     student, teacher, critic, before = nets
-    objective = make_objective(config(rehearsal=0.25, omega=1.0, kappa=0.5), teacher, critic, before)
+    objective = Objective(config(rehearsal=0.25, omega=1.0, kappa=0.5), teacher, critic, before)
     objective.loss(student, draws()[0], TEXT, NULL, drawn(objective), progress=0.0)
     assert [net.batches for net in nets] == [[(5, True)], [(8, False)], [(4, False)], [(1, False)]]
 
 
 @pytest.mark.parametrize("critic_steps", [1, 3])
 def test_every_comparison_has_noise_and_times_of_its_own(critic_steps):
-    objective = make_objective(config(critic_steps=critic_steps))
+    objective = Objective(config(critic_steps=critic_steps))
     d = drawn(objective)
     several = [laid_on(d, number) for number in range(critic_steps)] + [laid_on(d, -1)]
     for i, a in enumerate(several):
@@ -150,6 +150,6 @@ def test_every_comparison_has_noise_and_times_of_its_own(critic_steps):
 @pytest.mark.parametrize("share", [0.1, 0.125, 0.2, 0.25, 0.5])
 @pytest.mark.parametrize("parts", [1, 2, 3, 4, 6, 8, 16])
 def test_every_part_of_a_batch_rehearses_alike(share, parts):
-    rehearsing = make_objective(config(rehearsal=share)).draw((480, 1, 1), progress=0.0, generator=torch.Generator()).rehearsing
+    rehearsing = Objective(config(rehearsal=share)).draw((480, 1, 1), progress=0.0, generator=torch.Generator()).rehearsing
     expected = share * 480 / parts
     assert all(abs(int(rehearsing[part::parts].sum()) - expected) <= 3 for part in range(parts))

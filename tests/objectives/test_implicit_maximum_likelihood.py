@@ -10,7 +10,7 @@ from test_distribution_matching import Affine
 from test_objectives import LENGTH, NULL, TEXT, network
 
 from meanaudio.config import ObjectiveConfig
-from meanaudio.objectives import make_objective
+from meanaudio.objectives import Objective
 from meanaudio.objectives.one_step import rehearsing_rows
 
 
@@ -25,7 +25,7 @@ def drawn(objective, shape, seed=0):
 @pytest.mark.parametrize(("noises", "least", "most"), [(1, -0.15, 0.15), (4, 0.8, 1.2)])
 def test_several_noises_keep_the_deviation_that_regression_loses(noises, least, most):
     """Recordings are normal with mean 0.5 and deviation 1, and noise tells nothing of them."""
-    objective, student, text = make_objective(config(noises)), Affine(-1.0, 0.5), random_text([1] * 256)
+    objective, student, text = Objective(config(noises)), Affine(-1.0, 0.5), random_text([1] * 256)
     optimizer = torch.optim.Adam(student.parameters(), lr=0.03)
     for step in range(300):
         x = 0.5 + torch.randn(256, 1, 1, generator=torch.Generator().manual_seed(1000 + step))
@@ -38,7 +38,7 @@ def test_several_noises_keep_the_deviation_that_regression_loses(noises, least, 
 
 
 def test_the_loss_is_the_least_of_all_distances():
-    objective, student = make_objective(config(4)), Affine(0.2, 0.9)
+    objective, student = Objective(config(4)), Affine(0.2, 0.9)
     x = torch.randn(6, LENGTH, LATENT_DIM)
     draws = drawn(objective, x.shape)
     noises = torch.cat([draws.noise[:, None], draws.others], 1)
@@ -50,7 +50,7 @@ def test_the_loss_is_the_least_of_all_distances():
 
 
 def test_rows_are_drawn_the_same_in_any_part_of_a_batch():
-    objective = make_objective(config(3))
+    objective = Objective(config(3))
     whole = drawn(objective, (4, LENGTH, LATENT_DIM))
     assert whole.others.shape == (4, 2, LENGTH, LATENT_DIM)
     net, x = network(), torch.randn(4, LENGTH, LATENT_DIM)
@@ -62,7 +62,7 @@ def test_rows_are_drawn_the_same_in_any_part_of_a_batch():
 
 
 def test_rows_that_lose_their_text_learn_without():
-    objective, net, x = make_objective(config(2, text_dropout=0.999999)), network(), torch.randn(4, LENGTH, LATENT_DIM)
+    objective, net, x = Objective(config(2, text_dropout=0.999999)), network(), torch.randn(4, LENGTH, LATENT_DIM)
     draws = drawn(objective, x.shape)
     assert not draws.keep.any()
     found = [objective.loss(net, x, text, NULL, draws, progress=0.0).per_sample for text in (TEXT, random_text([3] * 4))]
@@ -90,8 +90,8 @@ def test_a_share_of_the_rows_rehearses_but_at_least_one(batch, share):
 
 def test_rehearsing_rows_add_their_distance_from_what_was_made_of_known_prompts():
     net, before, x = network(), network(width=48), torch.randn(4, LENGTH, LATENT_DIM)
-    alone = make_objective(config(2))
-    objective = make_objective(config(2, rehearsal=0.5, anchor=0.3), before=before, recall=recall)
+    alone = Objective(config(2))
+    objective = Objective(config(2, rehearsal=0.5, anchor=0.3), before=before, recall=recall)
     draws = drawn(objective, x.shape)
     rehearsing = draws.rehearsing
     assert 0 < rehearsing.sum() < 4
@@ -110,7 +110,7 @@ def test_rehearsing_rows_add_their_distance_from_what_was_made_of_known_prompts(
 
 def test_who_has_not_moved_has_forgotten_nothing():
     net, x = network(), torch.randn(4, LENGTH, LATENT_DIM)
-    objective = make_objective(config(1, rehearsal=1.0), before=net, recall=recall)
+    objective = Objective(config(1, rehearsal=1.0), before=net, recall=recall)
     draws = drawn(objective, x.shape)
     assert draws.rehearsing.all()
     assert objective.loss(net, x, TEXT, NULL, draws, progress=0.0).logs["forgotten"] < 1e-10
@@ -118,7 +118,7 @@ def test_who_has_not_moved_has_forgotten_nothing():
 
 def test_rehearsal_is_the_same_in_any_part_of_a_batch():
     net, x = network(), torch.randn(4, LENGTH, LATENT_DIM)
-    objective = make_objective(config(2, rehearsal=0.5), before=network(width=48), recall=recall)
+    objective = Objective(config(2, rehearsal=0.5), before=network(width=48), recall=recall)
     whole = drawn(objective, x.shape)
     together = objective.loss(net, x, TEXT, NULL, whole, progress=0.0).per_sample
     parts = [objective.loss(net, x[i::2], TEXT[i::2], NULL, whole[i::2], progress=0.0).per_sample for i in range(2)]

@@ -21,7 +21,7 @@ from meanaudio.config import (
 )
 from meanaudio.flow import expand, interpolate, velocity
 from meanaudio.models.transformer import make_network
-from meanaudio.objectives import OBJECTIVES, Objective, make_objective
+from meanaudio.objectives import OBJECTIVES, Objective
 from meanaudio.objectives.mean_flow import mean_flow_at, total_derivative
 from meanaudio.types import Asked, TextFeatures
 
@@ -81,7 +81,7 @@ def run(objective, net, x, *, seed=0, progress=0.5):
 def test_without_intervals_and_guidance_mean_flow_is_flow_matching():
     net, x = network(), draws()[0]
     settings = {"interval_fraction": constant(0.0), "guidance": constant(0.0), "adaptive_power": 0.0, "text_dropout": 0.3}
-    mean, flow = (make_objective(ObjectiveConfig(kind=kind, **settings)) for kind in ("mean_flow", "flow_matching"))
+    mean, flow = (Objective(ObjectiveConfig(kind=kind, **settings)) for kind in ("mean_flow", "flow_matching"))
     for seed in range(3):
         a, b = run(mean, net, x, seed=seed), run(flow, net, x, seed=seed)
         assert torch.equal(a.t, b.t)
@@ -95,8 +95,8 @@ def test_the_exact_mean_velocity_of_a_point_mass_has_no_error():
     exact = Analytic(lambda z, t, r: (z - point) / expand(t, z))
     wrong = Analytic(lambda z, t, r: (z - point) / expand(r.clamp_min(0.1), z))
     for seed in range(3):
-        assert run(make_objective(PLAIN), exact, point.expand(4, -1, -1), seed=seed).per_sample.max() < 1e-8
-        assert run(make_objective(PLAIN), wrong, point.expand(4, -1, -1), seed=seed).per_sample.min() > 1e-3
+        assert run(Objective(PLAIN), exact, point.expand(4, -1, -1), seed=seed).per_sample.max() < 1e-8
+        assert run(Objective(PLAIN), wrong, point.expand(4, -1, -1), seed=seed).per_sample.min() > 1e-3
 
 
 def gaussian_flow(scale: float):
@@ -257,7 +257,7 @@ def test_activations_computed_twice_give_the_same_gradients_from_a_fraction_of_t
             return x
 
         with torch.autocast("cpu", torch.bfloat16, enabled=amp), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            loss = run(make_objective(ObjectiveConfig(kind=kind, interval_fraction=constant(0.5))), net, normals(4, 60, LATENT_DIM))
+            loss = run(Objective(ObjectiveConfig(kind=kind, interval_fraction=constant(0.5))), net, normals(4, 60, LATENT_DIM))
         weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
         activations = sum(size for place, size in kept.items() if place not in weights)
         loss.per_sample.mean().backward()
@@ -315,15 +315,15 @@ def objective_for(name: str) -> Objective:
     config, teacher = CONFIGS[name], None
     if config.kind == "distribution_matching":
         others = network(interval="none"), network(interval="none", width=48), network(interval="relative", width=48)
-        return make_objective(config, *(other.requires_grad_(False) for other in others))
+        return Objective(config, *(other.requires_grad_(False) for other in others))
     if config.looks_back:
         before = network(interval="relative", width=48).requires_grad_(False)
-        return make_objective(config, before=before, judge=Wants(), recall=lambda seeds: TEXT[seeds % len(TEXT)])
+        return Objective(config, before=before, judge=Wants(), recall=lambda seeds: TEXT[seeds % len(TEXT)])
     if config.kind in ("guidance_distillation", "mean_flow_distillation"):
         teacher = network(interval="none")
     elif config.kind == "progressive_distillation":
         teacher = network(interval="relative", guidance_embedding=config.scale is not None)
-    return make_objective(config, None if teacher is None else teacher.requires_grad_(False))
+    return Objective(config, None if teacher is None else teacher.requires_grad_(False))
 
 
 def test_every_objective_of_the_table_is_tried_here():
@@ -389,7 +389,7 @@ def test_schedules_move_one_run_from_instantaneous_to_mean():
     calls = {}
     for progress in (0.0, 0.3, 0.61, 1.0):
         net.batches.clear()
-        run(make_objective(config), net, x, progress=progress)
+        run(Objective(config), net, x, progress=progress)
         calls[progress] = [size for size, _ in net.batches]
     assert calls == {0.0: [4], 0.3: [4], 0.61: [4, 8, 4], 1.0: [4, 8, 4]}
 

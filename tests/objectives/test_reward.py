@@ -7,7 +7,7 @@ from test_distribution_matching import Affine
 from test_objectives import LENGTH, NULL, TEXT, network
 
 from meanaudio.config import LoopConfig, ObjectiveConfig, TrainConfig
-from meanaudio.objectives import make_objective
+from meanaudio.objectives import Objective
 from meanaudio.types import Asked
 
 
@@ -39,7 +39,7 @@ def drawn(objective, batch: int = 4, seed: int = 0):
 def test_outputs_come_to_lie_between_the_judges_taste_and_what_they_were(anchor):
     """The judge's and the anchor's squares share the mean out as their weights say; the deviation is the anchor's share of the first."""
     student, before = Affine(-1.0, 0.8), Affine(-1.0, 0.8)
-    objective = make_objective(config(anchor), before=before, judge=Wants(1.0))
+    objective = Objective(config(anchor), before=before, judge=Wants(1.0))
     optimizer = torch.optim.Adam(student.parameters(), lr=0.03)
     text = random_text([1] * 32)
     for step in range(300):
@@ -53,7 +53,7 @@ def test_outputs_come_to_lie_between_the_judges_taste_and_what_they_were(anchor)
 
 def test_every_weight_gets_a_gradient_and_the_others_none():
     net, before = network(), network().requires_grad_(False)
-    objective = make_objective(config(0.5), before=before, judge=Wants(1.0))
+    objective = Objective(config(0.5), before=before, judge=Wants(1.0))
     loss = objective.loss(net, torch.zeros(len(TEXT), LENGTH, LATENT_DIM), TEXT, NULL, drawn(objective, len(TEXT)), progress=0.0)
     loss.per_sample.mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
@@ -65,7 +65,7 @@ def test_every_weight_gets_a_gradient_and_the_others_none():
 def test_the_judge_hears_what_the_network_makes_of_its_own_requests():
     """The captions of the batch are not looked at; each row's request and its hearing have one seed."""
     net, before, judge = network(), network(), Wants(0.0)
-    d = drawn(objective := make_objective(config(), before=before, judge=judge), len(TEXT))
+    d = drawn(objective := Objective(config(), before=before, judge=judge), len(TEXT))
     loss = objective.loss(net, torch.zeros_like(d.noise), TEXT, NULL, d, progress=0.0)
     ((latents, asked, seeds),) = judge.heard
     wanted, again = judge.ask(d.seeds)

@@ -10,7 +10,7 @@ from test_objectives import LENGTH, NULL, TEXT, Analytic, Counting, answer, draw
 
 from meanaudio.config import ObjectiveConfig, ScaleConfig, ScheduleConfig, TimeConfig, TrainConfig, constant, load_config
 from meanaudio.flow import expand, interpolate, velocity
-from meanaudio.objectives import make_objective
+from meanaudio.objectives import Objective
 from meanaudio.objectives.alpha_flow import alpha_target
 from meanaudio.objectives.finite_difference import difference_target
 from meanaudio.objectives.improved_mean_flow import boundary_target
@@ -59,10 +59,10 @@ def random_rows(split: float = 0.37) -> Interval:
 def test_without_intervals_every_objective_is_flow_matching(kind):
     net, x = network(), draws()[0]
     config = config_of(kind, interval_fraction=constant(0.0))
-    flow = make_objective(ObjectiveConfig(kind="flow_matching"))
+    flow = Objective(ObjectiveConfig(kind="flow_matching"))
     for seed in range(3):
         draws_ = drawn(x, seed=seed, config=config)
-        found = make_objective(config).loss(net, x, TEXT, NULL, draws_, progress=0.5)
+        found = Objective(config).loss(net, x, TEXT, NULL, draws_, progress=0.5)
         expected = flow.loss(net, x, TEXT, NULL, draws_, progress=0.5)
         torch.testing.assert_close(found.per_sample, expected.per_sample)
         assert "error_interval" not in found.logs
@@ -78,8 +78,8 @@ def test_the_exact_mean_velocity_of_a_point_mass_has_no_error(kind):
     for seed in range(3):
         draws_ = drawn(x, seed=seed, config=config)
         tolerance = 1e-5 if kind == "finite_difference" else 1e-8
-        assert make_objective(config).loss(exact, x, TEXT, NULL, draws_, progress=0.5).per_sample.max() < tolerance
-        assert make_objective(config).loss(wrong, x, TEXT, NULL, draws_, progress=0.5).per_sample.max() > 1e-3
+        assert Objective(config).loss(exact, x, TEXT, NULL, draws_, progress=0.5).per_sample.max() < tolerance
+        assert Objective(config).loss(wrong, x, TEXT, NULL, draws_, progress=0.5).per_sample.max() > 1e-3
 
 
 TARGETS = {
@@ -95,7 +95,7 @@ def test_splitting_sees_no_error_in_velocities_that_add_up_though_they_are_wrong
     wrong = Analytic(lambda z, t, r: torch.full_like(z, 7.0))
     x = normals(4, LENGTH, LATENT_DIM)
     config = config_of("interval_splitting", interval_fraction=constant(0.5))
-    logs = make_objective(config).loss(wrong, x, TEXT, NULL, drawn(x, config=config), progress=0.5).logs
+    logs = Objective(config).loss(wrong, x, TEXT, NULL, drawn(x, config=config), progress=0.5).logs
     assert logs["error_interval"] < 1e-10
     assert logs["error_instant"] > 10
     published = Path(__file__).parent.parent.parent / "configs" / "generator_splitting.yaml"
@@ -172,7 +172,7 @@ def test_the_gradient_of_alpha_flow_meets_that_of_mean_flow(power, alpha):
     config = config_of("alpha_flow", adaptive_power=power, alpha=constant(alpha))
     gradients = []
     for run in (
-        lambda: make_objective(config).loss(net, x, DOUBLE, null, base, progress=0.5),
+        lambda: Objective(config).loss(net, x, DOUBLE, null, base, progress=0.5),
         lambda: mean_flow_at(net, x, base.noise, base.t, base.r, base.keep, DOUBLE, null, guidance=0.0, config=config),
     ):
         net.zero_grad()
@@ -185,7 +185,7 @@ def test_the_gradient_of_alpha_flow_meets_that_of_mean_flow(power, alpha):
 def test_alpha_one_is_flow_matching_along_the_trajectory():
     net = Counting(network())
     x, base = fixed()
-    loss = make_objective(config_of("alpha_flow", alpha=constant(1.0))).loss(net, x, TEXT, NULL, base, progress=0.0)
+    loss = Objective(config_of("alpha_flow", alpha=constant(1.0))).loss(net, x, TEXT, NULL, base, progress=0.0)
     u = net.network(interpolate(x, base.noise, base.t), base.t, base.r, net.condition(TEXT))
     torch.testing.assert_close(loss.per_sample, (u - velocity(x, base.noise)).square().flatten(1).mean(1))
     assert net.batches == [(4, True)]
@@ -261,8 +261,8 @@ def test_scale_one_is_no_guidance_and_costs_no_evaluation():
             return self.network(z, t, r, condition, scale)
 
     net = Scaled(network(guidance_embedding=True))
-    found = make_objective(config).loss(net, x, TEXT, NULL, base, progress=0.5)
-    unguided = make_objective(config.model_copy(update={"guidance": constant(0.0)})).loss(net, x, TEXT, NULL, base, progress=0.5)
+    found = Objective(config).loss(net, x, TEXT, NULL, base, progress=0.5)
+    unguided = Objective(config.model_copy(update={"guidance": constant(0.0)})).loss(net, x, TEXT, NULL, base, progress=0.5)
     assert torch.equal(found.per_sample, unguided.per_sample)
     assert net.batches == [(4, True), (4, True)]
 
@@ -298,7 +298,7 @@ def test_schedules_reach_the_draws_and_the_target():
         assert abs(int(ends.sum()) - share * progress) < 12
     x, base = fixed()
     config = config_of("alpha_flow", alpha=ScheduleConfig(start=1.0, stop=0.0, shape="sigmoid"))
-    alphas = [make_objective(config).loss(network(), x, TEXT, NULL, base, progress=p).logs["alpha"] for p in (0.0, 0.2, 0.5, 0.8, 1.0)]
+    alphas = [Objective(config).loss(network(), x, TEXT, NULL, base, progress=p).logs["alpha"] for p in (0.0, 0.2, 0.5, 0.8, 1.0)]
     assert alphas == [1, 1, 0.5, 0, 0]
 
 
@@ -322,5 +322,5 @@ def test_evaluations_are_counted(kind, alone, guided):
     for guidance, expected in ((0.0, alone), (1.0, guided)):
         net.batches.clear()
         config = config_of(kind, guidance=constant(guidance), alpha=constant(0.5))
-        make_objective(config).loss(net, x, TEXT, NULL, base, progress=0.5)
+        Objective(config).loss(net, x, TEXT, NULL, base, progress=0.5)
         assert net.batches == expected

@@ -10,7 +10,7 @@ from runs import outcomes, start
 
 from meanaudio.config import PRESETS, TrainConfig, load_config
 from meanaudio.models.transformer import make_network
-from meanaudio.objectives import make_objective
+from meanaudio.objectives import Objective
 from meanaudio.training.generator import GeneratorTask
 from meanaudio.training.loading import random_set
 from meanaudio.training.loop import Loop
@@ -44,7 +44,7 @@ def shares(name: str, size: str) -> tuple[int, list[int]]:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=8)
         with torch.device("meta"):
             network = make_network(config.network)
-        module = LossModule(network.to_empty(device="cpu"), make_objective(config.objective))
+        module = LossModule(network.to_empty(device="cpu"), Objective(config.objective))
         total = sum(p.numel() for p in module.parameters())
         held.append(sum(local(p.data).numel() for p in spread(module, "fsdp").parameters()))
         dist.destroy_process_group()
