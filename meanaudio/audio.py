@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,12 +158,12 @@ def save_audio(path: str | Path, audio: Tensor, sample_rate: int, metadata: dict
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error}") from error
-    beside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.part{path.suffix}")
+    beside = path.with_name(f".{uuid.uuid4().hex}.part{path.suffix}")
     try:
         with soundfile.SoundFile(beside, "w", samplerate=sample_rate, channels=1) as file:
             if metadata is not None:
                 file.software = "meanaudio"
-                file.comment = json.dumps(metadata, ensure_ascii=True)
+                file.comment = json.dumps(metadata, ensure_ascii=False)
             file.write(audio.float().cpu().numpy())
         os.replace(beside, path)
     except (soundfile.LibsndfileError, OSError) as error:
@@ -173,11 +174,28 @@ def save_audio(path: str | Path, audio: Tensor, sample_rate: int, metadata: dict
 
 
 def read_metadata(path: str | Path) -> dict:
-    """The parameters that `save_audio` wrote into a file, or an empty dict."""
-    with soundfile.SoundFile(path) as file:
-        comment = file.comment
+    """The parameters that `save_audio` wrote into a file, or an empty dict. Raises InputError for what is no sound file."""
     try:
+        with soundfile.SoundFile(path) as file:
+            comment = file.comment
+        if not comment and file.format == "WAV":
+            comment = _wav_comment(Path(path)).decode()
         found = json.loads(comment) if comment else {}
-    except json.JSONDecodeError:
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{path}: not a readable sound file ({error.error_string})") from None
+    except ValueError:  # neither UTF-8 nor JSON
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _wav_comment(path: Path) -> bytes:
+    """The chunk ICMT of a wav file's list of facts: libsndfile writes a comment of any length, and reads none above 2 kB."""
+
+    def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+        while len(data) >= 8:
+            size = int.from_bytes(data[4:8], "little")
+            yield data[:4], data[8 : 8 + size]
+            data = data[8 + size + size % 2 :]
+
+    facts = (body[4:] for name, body in chunks(path.read_bytes()[12:]) if name == b"LIST" and body.startswith(b"INFO"))
+    return next((text.rstrip(b"\0") for part in facts for name, text in chunks(part) if name == b"ICMT"), b"")

@@ -13,6 +13,7 @@ import struct
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,6 +91,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """safetensors' `save_file`, which makes files that nobody but their owner can read, with the rights that other new files have."""
+    path.touch()
+    rights = path.stat().st_mode
+    save_file(dict(tensors), path, metadata)
+    path.chmod(rights)
+
+
 def save_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """Write a state dict as safetensors; floating tensors are stored as `dtype` if given. Raises OSError if the disk takes no more.
 
@@ -104,7 +113,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype | N
 
     tensors = {k: ready(v) for k, v in state.items()}
     try:
-        write_beside(path, lambda p: save_file(tensors, p))
+        write_beside(path, partial(save_tensors, tensors))
     except SafetensorError as error:
         raise OSError(f"{path}: could not be written; what was there before is untouched ({error})") from None
 
@@ -237,7 +246,7 @@ def find_local(name_or_path: str | Path) -> Path | None:
         return given
     if given.is_dir():
         raise InputError(f"{given}: no config.json in this folder; is it a checkpoint?")
-    if given.name == str(name_or_path):
+    if given.name == str(given):  # a name, perhaps with a slash behind it
         return next((home / given for home in _homes() if (home / given / "config.json").is_file()), None)
     return None
 

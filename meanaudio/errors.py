@@ -5,7 +5,11 @@ class InputError(ValueError):
     """The caller gave something that cannot work. The message names the value and what would be right; the CLI exits with 2."""
 
 
-class OutsideKnowledge(UserWarning):
+class Notice(UserWarning):
+    """What somebody who asked for a sound should be told, wherever in the package it was noticed."""
+
+
+class OutsideKnowledge(Notice):
     """A prompt is far from everything that the checkpoint was taught: there will be a sound, but hardly the one that was meant."""
 
 

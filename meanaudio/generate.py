@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from meanaudio.audio import SAVE_SUFFIXES, load_audio
+from meanaudio.audio import SAVE_SUFFIXES, limit_peak, load_audio
 from meanaudio.errors import InputError
 from meanaudio.pipeline import Audio, MeanAudio
 from meanaudio.plots import save_spectrogram
@@ -54,8 +55,9 @@ def generate_files(
 ) -> list[Path]:
     """Generate every prompt and write it below `out`; print path, seed, level and speed. keep, options: as MeanAudio.generate's."""
     if not prompts:
-        raise InputError("no prompt given: meanaudio generate 'rain on a tin roof' -o rain.wav")
+        raise InputError("no prompt given: meanaudio generate 'heavy rain falls' -o rain.wav")
     paths = target_paths(out, prompts, keep)
+    _check_writable(paths)
     _check_plots(spectrogram)
     pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype, lora=lora, vocoder=vocoder, compile=compile)
     pipeline.encode_text(["warm up"])  # reads the encoder's weights, so that the time printed is that of generation
@@ -71,13 +73,26 @@ def edit_file(
 ) -> list[Path]:  # fmt: skip
     """Write `recording` as each prompt would have it, as `generate_files` does. options: as MeanAudio.edit's."""
     paths = target_paths(out, prompts)
+    _check_writable(paths)
     _check_plots(spectrogram)
     pipeline = MeanAudio.from_pretrained(model, device=device, dtype=dtype, vocoder=vocoder)
-    sound = load_audio(recording, pipeline.sample_rate)
+    sound = limit_peak(load_audio(recording, pipeline.sample_rate), 1.0)  # resampling may overshoot
     began = time.perf_counter()
     audio = pipeline.edit(sound, list(prompts), **options)
+    for told in audio.parameters:
+        told["recording"] = recording.name
     _write(audio, paths, time.perf_counter() - began, str(pipeline.device), spectrogram)
     return paths
+
+
+def _check_writable(paths: Sequence[Path]) -> None:
+    """Before any work is done. Raises InputError for what is a folder, or lies where none can be."""
+    for path in paths:
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise InputError(f"cannot write {path}: {above} is {'not writable' if above.is_dir() else 'no folder'}")
 
 
 def _check_plots(spectrogram: bool) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,15 @@ from meanaudio.config import CheckpointConfig, parse
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.events import split_events
 from meanaudio.data.shards import NULL_TEXT_FILE, read_null_text
-from meanaudio.errors import InputError, OutsideKnowledge
-from meanaudio.guidance import Classifier, ClassifierGuidance, Reference
+from meanaudio.errors import InputError, Notice, OutsideKnowledge
+from meanaudio.guidance import Classifier, ClassifierGuidance, Reference, within
 from meanaudio.memory import keep_freed_memory
 from meanaudio.models.lora import load_with_adapters
 from meanaudio.models.scorer import SCORER_FILE, CaptionClassifier, Scorer, load_scorer
 from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
 from meanaudio.precision import DTYPES, computing_in, warn_if_slow
-from meanaudio.ranking import best_of, candidate_seeds, check_candidates, event_seeds, outside_notice
+from meanaudio.ranking import best_of, candidate_seeds, check_candidates, event_seeds, outside_notice, shortened
 from meanaudio.rewording import KnownWords, load_words
 from meanaudio.sampling import integrate, integrate_stochastic, invert, per_sample_noises, uniform_times
 from meanaudio.steering import (
@@ -112,8 +113,11 @@ class MeanAudio:
     def __init__(
         self, config: CheckpointConfig, network: Transformer, codec: Codec, encoder: TextEncoder, *, name: str, dtype: torch.dtype,
         null_text: TextFeatures | None = None, folder: Path | None = None, scorer: Scorer | None = None, words: KnownWords | None = None,
+        loaded_with: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
+        """loaded_with: options of `from_pretrained` that change what is heard; they become part of every clip's parameters."""
         self.config, self.network, self.codec, self.encoder = config, network, codec, encoder
+        self.loaded_with = dict(loaded_with or {}) | ({"dtype": "bf16"} if dtype == torch.bfloat16 else {})
         self.name, self.dtype, self.folder, self.scorer, self.words = name, dtype, folder, scorer, words
         self.device = next(network.parameters()).device
         self.mean = torch.tensor(config.latent_mean, device=self.device)
@@ -121,6 +125,11 @@ class MeanAudio:
         self.null_text = None if null_text is None else self._as_trained(null_text.to(self.device))
         self._features: dict[str, TextFeatures] = {}
         self._guide: tuple[Path, Transformer, CheckpointConfig] | None = None
+
+    @property
+    def _model(self) -> str:
+        """What `from_pretrained` knows the checkpoint by, whatever was added to it."""
+        return self.name if self.folder is None else self.folder.name
 
     @property
     def sample_rate(self) -> int:
@@ -170,7 +179,8 @@ class MeanAudio:
         words = load_words(folder, scorer) if scorer is not None and lora is None and (folder / WORDS_FILE).exists() else None
         name = folder.name if lora is None else f"{folder.name} + {lora}"
         return MeanAudio(
-            config, network, codec, encoder, name=name, dtype=precision, null_text=null_text, folder=folder, scorer=scorer, words=words
+            config, network, codec, encoder, name=name, dtype=precision, null_text=null_text, folder=folder, scorer=scorer, words=words,
+            loaded_with={key: str(value) for key, value in (("lora", lora), ("vocoder", vocoder)) if value is not None},
         )  # fmt: skip
 
     # The three stages; `generate` is their composition, and a benchmark may time each.
@@ -232,9 +242,9 @@ class MeanAudio:
 
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
-        """audio [B, N] -> latents [B, L, C]: the mean of the codec's posterior."""
+        """audio [B, N] in [-1, 1] -> latents [B, L, C]: the mean of the codec's posterior."""
         with self.precision():
-            return self.codec.encode(audio).mean.float()
+            return self.codec.encode(torch.as_tensor(audio).to(self.device)).mean.float()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, num_samples: int) -> Tensor:
@@ -288,12 +298,22 @@ class MeanAudio:
         Raises InputError for an empty or overlong prompt, for numbers out of range, and for guidance or candidates that this checkpoint
         cannot follow; warns (OutsideKnowledge) of prompts unlike anything that a checkpoint with a scorer was taught.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        duration = self.config.seconds if duration is None else duration
+        prompts = _prompts(prompts)
+        duration = self.config.seconds if duration is None else _real("duration", duration)
+        steps, num_candidates, keep = _whole("steps", steps), _whole("num_candidates", num_candidates), _whole("keep", keep)
+        guidance_scale, classifier_scale = _real("guidance_scale", guidance_scale), _real("classifier_scale", classifier_scale)
+        guidance_limits = (_real("guidance_limits", guidance_limits[0]), _real("guidance_limits", guidance_limits[1]))
+        seed = None if seed is None else _whole("seed", seed)
+        level_db = None if level_db is None else _real("level_db", level_db)
         _check(prompts, duration, negative_prompt, seed, level_db)
         check_candidates(self.name, self.scorer is not None, num_candidates, keep)
         parted = self.config.by_event if by_event is None else by_event
         events = [_events(prompt, duration) if parted else [prompt] for prompt in prompts]
+        unparted = [prompt for prompt, each in zip(prompts, events, strict=True) if parted and len(each) == 1 < len(split_events(prompt))]
+        if unparted:
+            which = shortened(unparted[0]) + (f" and {len(unparted) - 1} more" if len(unparted) > 1 else "")
+            room = f"at most {MOST_EVENTS} sounds of {SHORTEST_EVENT:g} s or more are made one by one"
+            warnings.warn(f"made as a whole: {which}; {room}", Notice, stacklevel=2)
         if (longest := duration / min(map(len, events))) > 1.5 * self.config.seconds:
             warnings.warn(f"{self.name} was trained on {self.config.seconds:g} s; {longest:g} s may drift or repeat", stacklevel=2)
         first = secrets.randbelow(2**31) if seed is None else seed
@@ -308,6 +328,9 @@ class MeanAudio:
             guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier, classifier_scale=classifier_scale,
             classifier_reference=classifier_reference,
         )  # fmt: skip
+        guides = guidance_scale != 1 or classifier is not None
+        if guides and not within(uniform_times(steps)[:-1], guidance_limits).any():
+            raise InputError(f"guidance_limits = {guidance_limits}: none of {steps} step(s) begins within them, so nothing would be guided")
         self._tell_what_is_outside(texts)
         samples = torch.empty(len(prompts), keep, self.codec.spec.num_samples(duration))
         ranked = list[list[dict[str, Any]]]([[] for _ in prompts])
@@ -321,14 +344,14 @@ class MeanAudio:
             )  # fmt: skip
             for k, each in zip(clips, told, strict=True):
                 ranked[k] = each
-        shared = {"model": self.name, "duration": duration, "steps": steps, "guidance_scale": guidance_scale, "level_db": level_db}
-        options = {
+        shared = {"model": self._model, "duration": duration, "steps": steps, "guidance_scale": guidance_scale, "level_db": level_db}
+        options: dict[str, Any] = {
             "negative_prompt": negative_prompt, "guidance_limits": None if tuple(guidance_limits) == ALWAYS else list(guidance_limits),
             "guide_with": guide_with and str(guide_with), "stochastic": stochastic or None,
             "by_event": None if parted == self.config.by_event else parted,
             "known_words": known_words,
         }  # fmt: skip
-        shared |= {key: value for key, value in options.items() if value is not None}
+        shared |= {key: value for key, value in options.items() if value is not None} | self.loaded_with
         if isinstance(classifier, str | Path):
             shared |= {"classifier": str(classifier), "classifier_scale": classifier_scale, "classifier_reference": classifier_reference}
         parameters = [
@@ -416,9 +439,14 @@ class MeanAudio:
         source: what the recording is; no text if None. strength: 0 (excluded) keeps all, 1 keeps only what the noise remembers. steps: each
         way; iterations: evaluations a step on the way up (see sampling.invert). guidance is for the way down, as in `generate`.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts, audio = _prompts(prompts), torch.as_tensor(audio)
         if audio.ndim != 1:
             raise InputError(f"expected one recording [N], got {tuple(audio.shape)}")
+        if not audio.is_floating_point():
+            raise InputError(f"a recording of {str(audio.dtype).removeprefix('torch.')}: must be floating point, in [-1, 1]")
+        if not (audio.abs() <= 1).all():  # nor NaN
+            raise InputError(f"a recording with samples of {audio.abs().max().item():g}: must be in [-1, 1]")
+        audio = audio.float()
         duration = len(audio) / self.sample_rate
         _check([*prompts, *([] if source is None else [source])], duration, negative_prompt, None, level_db)
         if not 0 < strength <= 1:
@@ -430,7 +458,7 @@ class MeanAudio:
         moved = self.move_latents(
             latents, before.expand(len(prompts)), text, strength=strength, steps=steps, iterations=iterations, steering=steering
         )
-        shared = {"model": self.name, "source": source, "strength": strength, "steps": steps, "iterations": iterations}
+        shared = self.loaded_with | {"model": self._model, "source": source, "strength": strength, "steps": steps, "iterations": iterations}
         shared |= {"guidance_scale": guidance_scale, "level_db": level_db}
         shared |= {"negative_prompt": negative_prompt} if negative_prompt else {}
         parameters = [{"prompt": prompt, **shared} for prompt in prompts]
@@ -488,6 +516,8 @@ class MeanAudio:
     def _sound(self, latents: Tensor, num_samples: int, level_db: float | None) -> Tensor:
         """Decoded, freed of what nobody hears, brought to its level and kept from clipping: [B, num_samples]."""
         samples = high_pass(self.decode(latents, num_samples).cpu(), self.sample_rate)
+        if not torch.isfinite(samples).all():
+            raise InputError("what was made holds NaN or infinite samples: where it was guided, a lower guidance_scale may help")
         if level_db is not None:
             samples = match_level(samples, level_db, self.sample_rate)
         return limit_peak(samples)
@@ -495,6 +525,35 @@ class MeanAudio:
     def precision(self) -> torch.autocast:
         """The context that `dtype` asks for: the two inner stages need it where they are called by hand."""
         return computing_in(self.dtype, self.device)
+
+
+def _prompts(given: str | Sequence[str]) -> list[str]:
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise InputError(f"prompts = {given!r}: must be a sentence, or several")
+    prompts = list(given)
+    if others := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+        raise InputError(f"prompt {others[0]!r}: must be a sentence")
+    return prompts
+
+
+def _whole(name: str, value: Any) -> int:
+    """As an int, numpy's and torch's too."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} = {value!r}: must be a whole number") from None
+
+
+def _real(name: str, value: Any) -> float:
+    """As a float, numpy's and torch's too."""
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"{name} = {value!r}: must be a number")
 
 
 def _events(prompt: str, duration: float) -> list[str]:
@@ -508,7 +567,7 @@ def _check(prompts: list[str], duration: float, negative_prompt: str | None, see
         raise InputError("no prompt given")
     for prompt in [*prompts, *([negative_prompt] if negative_prompt is not None else [])]:
         if not prompt.strip():
-            raise InputError(f"empty prompt {prompt!r}: describe a sound, as in 'rain on a tin roof'")
+            raise InputError(f"empty prompt {prompt!r}: describe a sound, as in 'a dog barks'")
         if len(prompt) > MAX_PROMPT:
             raise InputError(f"prompt of {len(prompt)} characters ({prompt[:30]!r}...): at most {MAX_PROMPT}")
     if not MIN_DURATION <= duration <= MAX_DURATION:

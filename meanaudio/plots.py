@@ -19,7 +19,7 @@ def save_spectrograms(path: Path, sounds: Sequence[tuple[str, Tensor]], sample_r
     pictures = []
     for title, audio in sounds:
         window = torch.hann_window(512)
-        spectrum = torch.stft(audio.detach().float().cpu(), 512, 128, window=window, return_complex=True).abs()
+        spectrum = torch.stft(audio.detach().float().cpu(), 512, 128, window=window, pad_mode="constant", return_complex=True).abs()
         pictures.append((title, 20 * torch.log10(spectrum.clamp_min(1e-5)), len(audio) / sample_rate, sample_rate / 2000))
     _draw(path, pictures, ("seconds", "kHz"), (-80, 20))
 

@@ -137,9 +137,9 @@ def check_steering(
     elif scale == 1:
         moves_from_base = classifier and classifier_reference == "base"
         if negative_prompt is not None and not moves_from_base:
-            raise InputError(f"negative_prompt {negative_prompt!r} has no effect at guidance_scale 1; ask for more, such as 2")
+            raise InputError(f"negative_prompt {negative_prompt!r} has no effect at guidance_scale 1; ask for more, such as 1.5")
         if weaker and not classifier:
-            raise InputError("guide_with has no effect at guidance_scale 1; ask for more, such as 2")
+            raise InputError("guide_with has no effect at guidance_scale 1; ask for more, such as 1.5")
 
 
 def least_steering(config: CheckpointConfig) -> Steering:

@@ -1,5 +1,7 @@
 """Audio on disk: exact lengths, round trips, refusals, and nothing half-written."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import soundfile
@@ -103,6 +105,30 @@ def test_metadata_is_read_back(tmp_path, suffix):
     path = save_audio(tmp_path / f"a{suffix}", tone(0.1), 16000, metadata)
     assert read_metadata(path) == metadata
     assert len(load_audio(path, 16000)) == 1600
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+@pytest.mark.parametrize("letter", ["x", "犬", "🐕"])
+def test_long_metadata_is_read_back(tmp_path, suffix, letter):
+    metadata = {"prompt": letter * 1000, "negative_prompt": letter * 1000, "events": [letter * 999], "odd": "x"}
+    assert read_metadata(save_audio(tmp_path / f"a{suffix}", tone(0.1), 16000, metadata)) == metadata
+
+
+def test_metadata_of_no_sound_file_are_refused(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFF nonsense")
+    for name in ("a.wav", "missing.wav"):
+        with pytest.raises(InputError, match=f"{name}: not a readable sound file"):
+            read_metadata(tmp_path / name)
+
+
+def test_names_that_begin_alike_do_not_meet_on_the_way(tmp_path):
+    """Files are written beside their places first, by several threads here."""
+    paths = [tmp_path / ("n" * 200 + f"{i}.wav") for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: save_audio(paths[i], tone(0.1), 16000, {"seed": i}), range(8)))
+    assert [read_metadata(path)["seed"] for path in paths] == list(range(8))
+    assert len(list(tmp_path.iterdir())) == 8
+    save_audio(tmp_path / ("犬" * 83 + ".wav"), tone(0.1), 16000)  # as long a name as there may be
 
 
 def test_files_of_others_have_no_metadata(tmp_path):

@@ -23,6 +23,7 @@ from meanaudio.checkpoint import (
     require_space,
     save_weights,
     verify,
+    without_weights,
     write_beside,
     write_hashes,
     write_json,
@@ -191,7 +192,8 @@ def test_a_model_is_found_by_path_and_by_name(homes):
     assert find_local(homes / "elsewhere" / "far") == homes / "elsewhere" / "far"
     assert find_local("elsewhere/near").resolve() == homes / "elsewhere" / "near"
     assert find_local("far") == homes / "elsewhere" / "far"
-    assert find_local("near").resolve() == homes / "checkpoints" / "near"
+    for name in ("near", "near/"):
+        assert find_local(name).resolve() == homes / "checkpoints" / "near"
     assert {"far", "near"} <= set(local_names())
 
 
@@ -249,6 +251,20 @@ def test_a_module_made_from_a_file_has_its_weights_and_no_others(tmp_path):
         torch.testing.assert_close(value, source.state_dict()[key].half().to(value.dtype))
     with pytest.raises(InputError, match="another network"):
         load_module(lambda: nn.Linear(3, 4), tmp_path / "w.safetensors")
+
+
+def test_weights_are_as_readable_as_other_files(tmp_path):
+    save_weights(tmp_path / "w.safetensors", {"a": torch.ones(2)})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_what_is_made_without_weights_takes_them_and_draws_nothing():
+    with without_weights():
+        layer = nn.Embedding(5, 3)
+        nn.init.normal_(layer.weight)
+    assert layer.weight.is_meta and layer.weight.shape == (5, 3)
+    assert nn.Embedding(5, 3).weight.abs().sum() > 0  # and all is as before
 
 
 # ---------------------------------------------------------------- space, hashes

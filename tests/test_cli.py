@@ -219,7 +219,8 @@ def test_adapters_from_training_to_sound(run, fast_text, train_config, tiny_mani
     np.testing.assert_array_equal(sounds["none"], sounds["base"])
     np.testing.assert_allclose(sounds["merged"], sounds["applied"], atol=1e-3)
     assert np.abs(sounds["applied"] - sounds["base"]).max() > 1e-2
-    assert read_metadata(tmp_path / "applied.wav")["model"] == f"tiny + {lora}"
+    told = read_metadata(tmp_path / "applied.wav")
+    assert (told["model"], told["lora"]) == ("tiny", str(lora))
 
 
 def test_a_blend_lies_between_two_checkpoints_and_sounds(run, fast_text, tiny_checkpoint, checkpoint_copy, tmp_path):
@@ -333,12 +334,23 @@ def test_generate_refuses_text_that_is_no_unicode(refused, tiny_checkpoint):
 
 
 def test_generate_without_a_prompt_says_how(refused, tiny_checkpoint):
-    refused("no prompt given: meanaudio generate 'rain on a tin roof'", "generate", "-m", tiny_checkpoint)
+    refused("no prompt given: meanaudio generate 'heavy rain falls'", "generate", "-m", tiny_checkpoint)
 
 
 def test_generate_does_not_write_through_a_file(refused, fast_text, tiny_checkpoint, tmp_path):
     (tmp_path / "file").write_text("mine")
     refused("cannot write", "generate", "rain", "-m", tiny_checkpoint, "-o", tmp_path / "file", "-d", "0.1", "--device", "cpu")
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_made(refused, fast_text, tiny_checkpoint, tmp_path):
+    (tmp_path / "sounds" / "01-wind.wav").mkdir(parents=True)
+    refused("01-wind.wav: it is a folder", "generate", "rain", "wind", "-m", tiny_checkpoint, "-o", tmp_path / "sounds", "--device", "cpu")
+
+
+def test_the_end_of_a_long_prompt_is_said_not_to_be_heard(run, tiny_checkpoint, tmp_path):
+    code, _, err = run("generate", "rain " * 70, "-m", tiny_checkpoint, "-o", tmp_path / "a.wav", "-d", "0.1", "--device", "cpu")
+    assert code == 0, err
+    assert "longer than 16 tokens: the end is not heard" in err
 
 
 def test_nan_weights_are_refused(refused, checkpoint_copy):
@@ -542,6 +554,15 @@ def test_packing_takes_the_vocoder_of_another_codec_if_it_fits(fast_text, tiny_c
     refused("its vocoder takes", "pack", tiny_checkpoint, "-o", "packed", "--codec", checkpoint_copy)
 
 
+def test_a_packed_checkpoint_says_that_its_words_were_left_behind(run, tiny_checkpoint, checkpoint_copy, tmp_path):
+    for folder, told in ((tiny_checkpoint, False), (checkpoint_copy, True)):
+        if told:
+            save_file({"a": torch.zeros(1)}, folder / "words.safetensors")
+        code, out, err = run("pack", folder, "-o", tmp_path / "packed", "--weights", "float32")
+        assert code == 0, err
+        assert ("left behind: words.safetensors" in out) == told
+
+
 @pytest.mark.parametrize("name", ["network", "vae", "vocoder"])
 @pytest.mark.parametrize("damage", ["gone", "other"])
 def test_packing_something_incomplete_writes_nothing(refused, checkpoint_copy, name, damage):
@@ -551,7 +572,7 @@ def test_packing_something_incomplete_writes_nothing(refused, checkpoint_copy, n
     else:
         save_file({"stranger": torch.zeros(1)}, path)
     refused(path.name, "pack", checkpoint_copy, "-o", "packed")
-    refused("no such file", "pack", "nowhere", "-o", "packed")
+    refused("unknown model 'nowhere'", "pack", "nowhere", "-o", "packed")
 
 
 # ---------------------------------------------------------------- few steps

@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from fakes import LATENT_DIM, fill
@@ -12,7 +13,7 @@ from meanaudio.audio import read_metadata
 from meanaudio.checkpoint import read_json, write_json
 from meanaudio.codec.codec import make_vocoder
 from meanaudio.config import CodecConfig, MelConfig
-from meanaudio.errors import InputError
+from meanaudio.errors import InputError, Notice
 from meanaudio.pipeline import MAX_DURATION, MeanAudio, resolve_device
 from meanaudio.sampling import per_sample_noise
 from meanaudio.steering import Steering
@@ -151,6 +152,11 @@ def test_saved_files_carry_what_makes_them_again(model, tmp_path):
         ({"negative_prompt": " ", "guidance_scale": 2.0}, "empty prompt"),
         ({"negative_prompt": "x" * 10_000, "guidance_scale": 2.0}, "10000 characters"),
         ({"seed": -1}, "seed = -1"),
+        ({"seed": 1.5}, "seed = 1.5: must be a whole number"),
+        ({"steps": 2.0}, "steps = 2.0: must be a whole number"),
+        ({"duration": "5"}, "duration = '5': must be a number"),
+        ({"prompts": None}, "prompts = None"),
+        ({"prompts": ["rain", None]}, "prompt None"),
         ({"seed": 2**70}, f"seed = {2**70}"),
     ],
 )
@@ -159,6 +165,25 @@ def test_bad_requests_are_refused_with_the_value(model, options, told):
         model.generate(**{"prompts": "rain", **options})
     assert told in str(error.value)
     assert len(str(error.value)) < 300
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(model, tmp_path):
+    plain = model.generate("rain", seed=3, duration=0.5, steps=2, guidance_scale=2.0)
+    other = model.generate("rain", seed=np.int64(3), duration=np.float32(0.5), steps=torch.tensor(2), guidance_scale=torch.tensor(2.0))
+    assert torch.equal(plain.samples, other.samples)
+    assert read_metadata(other.save(tmp_path / "a.wav")) == plain.parameters[0]
+
+
+def test_a_clip_says_with_which_vocoder_and_in_which_precision_it_was_made(tiny_checkpoint, fast_text):
+    loaded = {"vocoder": str(tiny_checkpoint), "dtype": "bf16"}
+    told = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", **loaded).generate("rain", seed=0).parameters[0]
+    assert {key: told[key] for key in ("model", *loaded)} == {"model": "tiny", **loaded}
+
+
+def test_what_is_no_sound_is_refused(model, monkeypatch):
+    monkeypatch.setattr(model, "decode", lambda latents, count: torch.full((len(latents), count), float("inf")))
+    with pytest.raises(InputError, match="NaN or infinite samples: .*guidance_scale"):
+        model.generate("rain", seed=0)
 
 
 def test_the_longest_allowed_duration_is_named(model):
@@ -403,7 +428,9 @@ def test_a_checkpoint_says_whether_sounds_are_made_one_by_one(model, checkpoint_
 
 @pytest.mark.parametrize(("prompt", "duration"), [("a dog barks, then rain falls", 0.9), (", then ".join(["a dog barks"] * 9), 8.0)])
 def test_without_room_for_several_sounds_or_with_too_many_a_prompt_stays_whole(model, prompt, duration):
-    assert torch.equal(*(model.generate(prompt, seed=1, duration=duration, by_event=by_event).samples for by_event in (False, True)))
+    whole = model.generate(prompt, seed=1, duration=duration, by_event=False).samples
+    with pytest.warns(Notice, match="made as a whole: 'a dog barks, then"):
+        assert torch.equal(model.generate(prompt, seed=1, duration=duration, by_event=True).samples, whole)
 
 
 def test_several_sounds_are_warned_of_by_their_own_length(model):

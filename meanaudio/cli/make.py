@@ -127,7 +127,7 @@ def convert(
 
 @app.command()
 def pack(
-    network: Annotated[Path, typer.Argument(help="Folder of a generator checkpoint (a run's export/).")],
+    network: Annotated[str, typer.Argument(help="A generator checkpoint's folder (a run's export/) or name.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new checkpoint.")],
     codec: Annotated[Optional[Path], typer.Option(help="Take the vocoder from this codec folder instead.")] = None,
     scorer: Annotated[
@@ -139,11 +139,16 @@ def pack(
     by_event: ByEvent = None,
 ) -> None:
     """Write a checkpoint for release: one self-describing folder, in half precision or less."""
+    from meanaudio.checkpoint import WORDS_FILE
+    from meanaudio.convert.hub import find_checkpoint
     from meanaudio.pack import pack as run
 
-    run(network, out, codec=codec, scorer=scorer, weights=weights, by_event=by_event)
-    total = sum(p.stat().st_size for p in out.glob("*.safetensors"))
-    print(f"{out}: {total / 1e6:.1f} MB")
+    folder = find_checkpoint(network)
+    told = (folder / WORDS_FILE).is_file()
+    run(folder, out, codec=codec, scorer=scorer, weights=weights, by_event=by_event)
+    _print_size(out)
+    if told:
+        print(f"left behind: {WORDS_FILE}, which is true of the very weights it was heard with; `meanaudio learn-words` hears these")
 
 
 def _print_size(out: Path) -> None:

@@ -12,6 +12,7 @@ from meanaudio.codec.mel import FLOOR, LogMel, slaney_points
 from meanaudio.errors import InputError
 
 CLOCK = 64  # frames after which the position clock repeats
+LOUDEST = 2.0  # log10 mel magnitude; a sine of full scale has 1.07, and what a network makes by far too much guidance has 6 and more
 
 
 class InverseSTFT(nn.Module):
@@ -107,7 +108,8 @@ class Vocos(nn.Module):
         self.head = nn.Linear(width, 2 * bins)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """mel [B, M, F] -> audio [B, F * hop_length], float32."""
+        """mel [B, M, F] -> audio [B, F * hop_length], float32. What is louder than LOUDEST counts as that loud."""
+        mel = mel.clamp_max(LOUDEST)
         frames = mel.shape[-1]
         clock = self.clock.repeat(frames // CLOCK + 1, 1)[:frames]
         x = self.embed_norm(self.embed((mel + 3) / 2).mT + clock)

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from meanaudio.audio import fit, load_audio, resample
-from meanaudio.checkpoint import WORDS_FILE, write_beside
+from meanaudio.checkpoint import WORDS_FILE, save_tensors, write_beside
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.manifest import read_manifest
 from meanaudio.errors import InputError
@@ -65,7 +64,7 @@ def learn_words(
         with torch.inference_mode():
             total += listener.fits(sounds).log_softmax(1).unflatten(0, (-1, outputs)).mean(1)
     heard = (total / len(ears)).softmax(1)
-    write_beside(folder / WORDS_FILE, lambda path: save_file(sparse(heard), path, made_for(folder, captions)))
+    write_beside(folder / WORDS_FILE, lambda path: save_tensors(sparse(heard), path, made_for(folder, captions)))
     return folder / WORDS_FILE
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from meanaudio.checkpoint import file_hash, load_module, read_json
-from meanaudio.errors import InputError
+from meanaudio.errors import InputError, Notice
 
 
 def locate(folder: Path, names: Sequence[str], repos: Sequence[str] = ()) -> dict[str, Path]:
@@ -122,5 +122,5 @@ def tokenize(tokenizer: Any, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     refuse_broken_text(captions)
     encodings = tokenizer.encode_batch(list(captions))
     if long := sum(bool(e.overflowing) for e in encodings):
-        warnings.warn(f"{long} text(s) longer than {len(encodings[0].ids)} tokens: the end is not heard", stacklevel=3)
+        warnings.warn(f"{long} text(s) longer than {len(encodings[0].ids)} tokens: the end is not heard", Notice, stacklevel=3)
     return torch.tensor([e.ids for e in encodings]), torch.tensor([e.attention_mask for e in encodings], dtype=torch.bool)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from meanaudio.checkpoint import load_into, load_weights, without_weights
-from meanaudio.errors import InputError
+from meanaudio.errors import InputError, Notice
 from meanaudio.text.files import name_with_hash, refuse_broken_text
 from meanaudio.types import TextFeatures
 
@@ -119,7 +119,7 @@ class MiniLM:
         mask = torch.tensor([e.attention_mask for e in encodings], dtype=torch.bool)
         if tokens.shape[1] > self.max_tokens:
             long = int((mask.sum(1) > self.max_tokens).sum())
-            warnings.warn(f"{long} text(s) longer than {self.max_tokens} tokens: the end is not heard", stacklevel=2)
+            warnings.warn(f"{long} text(s) longer than {self.max_tokens} tokens: the end is not heard", Notice, stacklevel=2)
             tokens, mask = tokens[:, : self.max_tokens], mask[:, : self.max_tokens]
         tokens, mask = tokens.to(self.device), mask.to(self.device)
         states = self.model(tokens, mask) * mask[..., None]

@@ -3,7 +3,7 @@ import torch
 from fakes import fill, normals
 
 from meanaudio.codec.mel import LogMel, mel_filters, slaney_points
-from meanaudio.codec.vocos import InverseSTFT, Vocos
+from meanaudio.codec.vocos import LOUDEST, InverseSTFT, Vocos
 from meanaudio.config import MelConfig
 from meanaudio.errors import InputError
 
@@ -29,6 +29,14 @@ def test_inverse_of_the_stft_is_exact():
 def test_digital_silence_stays_silent_whatever_the_weights():
     vocoder = fill(tiny(), std=0.5)
     assert vocoder(LogMel(MelConfig())(torch.zeros(1, 16384))).abs().max() < 1 / 32768
+
+
+def test_a_mel_that_no_sound_has_makes_finite_sound():
+    vocoder = fill(tiny())
+    loud = vocoder(torch.full((1, 80, 16), 40.0))
+    assert torch.isfinite(loud).all()
+    torch.testing.assert_close(loud, vocoder(torch.full((1, 80, 16), LOUDEST)))
+    assert LogMel(MelConfig())(torch.sin(0.3 * torch.arange(16384))[None]).max() < LOUDEST
 
 
 def test_band_centres_are_the_filters_own():
