@@ -86,7 +86,8 @@ def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Audio:
-    """Generated sound. samples: [B, N] float32 on the CPU, peaks within 0.98. parameters: one dict a clip that makes it again.
+    """Generated sound. samples: [B, N] float32 on the CPU, peaks within 0.98. parameters: one dict a clip that makes it again: arguments
+    of `generate` or `edit`, and of `from_pretrained` where they are not the default (model, lora, vocoder, dtype).
 
     Where candidates were ranked they also say the clip's score, and chosen_seed, which makes the clip again without its rivals; of a clip
     of several events a list, each of which makes its event, alone and in its share of the time.
