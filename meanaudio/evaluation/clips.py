@@ -207,7 +207,7 @@ def same_metadata(path: Path, facts: Mapping[str, Any]) -> bool:
         return False
     try:
         found = read_metadata(path)
-    except (OSError, RuntimeError):
+    except (OSError, InputError):
         return False
     plain = json.loads(json.dumps(dict(facts)))
     return all(key in found and found[key] == value for key, value in plain.items())
