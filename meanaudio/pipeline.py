@@ -309,8 +309,10 @@ class MeanAudio:
         _check(prompts, duration, negative_prompt, seed, level_db)
         check_candidates(self.name, self.scorer is not None, num_candidates, keep)
         parted = self.config.by_event if by_event is None else by_event
-        events = [_events(prompt, duration) if parted else [prompt] for prompt in prompts]
-        unparted = [prompt for prompt, each in zip(prompts, events, strict=True) if parted and len(each) == 1 < len(split_events(prompt))]
+        room_for = min(MOST_EVENTS, duration / SHORTEST_EVENT)
+        heard = [split_events(prompt) if parted else [prompt] for prompt in prompts]
+        events = [each if len(each) <= room_for else [prompt] for prompt, each in zip(prompts, heard, strict=True)]
+        unparted = [prompt for prompt, each in zip(prompts, heard, strict=True) if 1 < len(each) > room_for]
         if unparted:
             which = shortened(unparted[0]) + (f" and {len(unparted) - 1} more" if len(unparted) > 1 else "")
             room = f"at most {MOST_EVENTS} sounds of {SHORTEST_EVENT:g} s or more are made one by one"
@@ -555,12 +557,6 @@ def _real(name: str, value: Any) -> float:
     except (TypeError, ValueError):
         pass
     raise InputError(f"{name} = {value!r}: must be a number")
-
-
-def _events(prompt: str, duration: float) -> list[str]:
-    """What is to be heard one after another; the prompt itself where there is no room for that."""
-    events = split_events(prompt)
-    return events if len(events) <= min(MOST_EVENTS, duration / SHORTEST_EVENT) else [prompt]
 
 
 def _check(prompts: list[str], duration: float, negative_prompt: str | None, seed: int | None, level_db: float | None) -> None:

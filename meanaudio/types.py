@@ -46,9 +46,9 @@ class TextFeatures:
         """One caption's features for a whole batch."""
         return TextFeatures(*(x.expand(batch, *x.shape[1:]) for x in (self.sequence, self.pooled, self.mask)))
 
-    def pad_to(self, tokens: int) -> TextFeatures:
-        """Pad (never cut) the token axis to `tokens`."""
-        extra = tokens - self.sequence.shape[1]
+    def pad_to(self, tokens: int | None) -> TextFeatures:
+        """Pad (never cut) the token axis to `tokens`; None leaves it."""
+        extra = 0 if tokens is None else tokens - self.sequence.shape[1]
         if extra <= 0:
             return self
         pad = torch.nn.functional.pad

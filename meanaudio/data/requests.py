@@ -68,7 +68,7 @@ class Requests:
     def read(self, requests: Sequence[Request]) -> TextFeatures:
         with torch.autocast(self.device.type, enabled=False):  # as captions are encoded everywhere else
             text = encode_text(self.encoder, [request.text for request in requests])
-        return (text if self.pad is None else text.pad_to(self.pad)).to(self.device)
+        return text.pad_to(self.pad).to(self.device)
 
     def __call__(self, seeds: Tensor) -> TextFeatures:
         return self.read(self.compose(seeds))

@@ -255,9 +255,6 @@ class GeneratorTask:
         made once for one length."""
         return self.config.text.max_tokens if not self.config.network.mask_text or self.config.loop.compile else None
 
-    def _padded(self, text: TextFeatures) -> TextFeatures:
-        return text if self._padding is None else text.pad_to(self._padding)
-
     def prepare_batch(self, step: int) -> tuple[LatentBatch, torch.Tensor, Draws]:
         """What `draw` returns; a pure function of the step, so that it can be done ahead."""
         loop = self.config.loop
@@ -278,7 +275,7 @@ class GeneratorTask:
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
         batch, x, draws = self.draw(step)
-        text = self._padded(batch.text)
+        text = batch.text.pad_to(self._padding)
         logs: list[dict[str, float]] = []
         if self.critic_loss is not None:
             assert isinstance(draws, MatchingDraws)
@@ -323,7 +320,7 @@ class GeneratorTask:
         mean, count = self.config.network.interval != "none", min(HELD_OUT, len(self.held_out))
         rows = list(distributed.my_rows(count))
         batch = self.held_out.batch(rows)
-        batch = replace(batch, text=self._padded(batch.text))
+        batch = replace(batch, text=batch.text.pad_to(self._padding))
         reference = (batch.mean.to(self.device) - self.mean) / self.std
         noise = per_sample_noise(reference.shape[1:], rows, self.device)
         with self._precision():
