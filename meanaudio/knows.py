@@ -10,7 +10,7 @@ from meanaudio.concepts import concept_index
 from meanaudio.convert.hub import find_checkpoint
 from meanaudio.errors import InputError
 from meanaudio.models.scorer import KNOWN_FILE, read_known
-from meanaudio.pipeline import MeanAudio
+from meanaudio.pipeline import MeanAudio, check_prompts
 from meanaudio.ranking import shortened
 
 LEAST = 2  # captions that hold a word, for a line of its own
@@ -35,6 +35,7 @@ def list_known(model: str | Path, out: Path | None = None) -> str:
 
 def ask_known(model: str | Path, prompts: Sequence[str]) -> str:
     """For each prompt whether it lies within what the checkpoint was taught, and what comes nearest, with cosines of sentence vectors."""
+    check_prompts(prompts)
     pipeline = MeanAudio.from_pretrained(model, device="cpu")
     if pipeline.scorer is None:
         raise InputError(f"{pipeline.name} keeps no list of what it was taught: it has no scorer (docs/scorer.md)")

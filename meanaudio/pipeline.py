@@ -167,7 +167,7 @@ class MeanAudio:
             network = load_network(folder, config.network, dtype=precision, finite=finite)
         else:
             network = load_with_adapters(folder, config.network, lora, dtype=precision, finite=finite)
-        vocoder_from = None if vocoder is None else find_checkpoint(DEFAULT_MODEL if vocoder == FAST else vocoder)
+        vocoder_from = None if vocoder is None else _find_vocoder(vocoder)
         codec = load_codec(folder, vocoder_from=vocoder_from, dtype=precision, finite=finite)
         network, codec = network.to(where), codec.to(where)
         if compile:
@@ -530,6 +530,14 @@ class MeanAudio:
         return computing_in(self.dtype, self.device)
 
 
+def _find_vocoder(name_or_path: str | Path) -> Path:
+    """The folder of the checkpoint whose vocoder is meant."""
+    try:
+        return find_checkpoint(DEFAULT_MODEL if name_or_path == FAST else name_or_path)
+    except InputError as error:
+        raise InputError(f"vocoder: {error}; {FAST!r} is that of {DEFAULT_MODEL}") from None
+
+
 def _prompts(given: str | Sequence[str]) -> list[str]:
     if isinstance(given, str):
         return [given]
@@ -559,14 +567,21 @@ def _real(name: str, value: Any) -> float:
     raise InputError(f"{name} = {value!r}: must be a number")
 
 
-def _check(prompts: list[str], duration: float, negative_prompt: str | None, seed: int | None, level_db: float | None) -> None:
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise InputError if there is none, or one that says nothing or too much."""
     if not prompts:
         raise InputError("no prompt given")
-    for prompt in [*prompts, *([negative_prompt] if negative_prompt is not None else [])]:
+    for prompt in prompts:
         if not prompt.strip():
             raise InputError(f"empty prompt {prompt!r}: describe a sound, as in 'a dog barks'")
         if len(prompt) > MAX_PROMPT:
             raise InputError(f"prompt of {len(prompt)} characters ({prompt[:30]!r}...): at most {MAX_PROMPT}")
+
+
+def _check(prompts: list[str], duration: float, negative_prompt: str | None, seed: int | None, level_db: float | None) -> None:
+    check_prompts(prompts)
+    if negative_prompt is not None:
+        check_prompts([negative_prompt])
     if not MIN_DURATION <= duration <= MAX_DURATION:
         raise InputError(f"duration = {duration} s: must be from {MIN_DURATION:g} to {MAX_DURATION:g}")
     if level_db is not None and not -80 <= level_db <= 0:

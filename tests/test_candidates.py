@@ -184,6 +184,7 @@ def test_a_checkpoint_says_what_it_knows(run, fast_text, scored_checkpoint, tiny
         (("knows", "-m", tiny_checkpoint), "tiny keeps no list of what it was taught"),
         (("knows", "rain", "-m", tiny_checkpoint), "tiny keeps no list of what it was taught"),
         (("knows", "rain", "-m", scored_checkpoint, "-o", tmp_path / "x.md"), "is for the whole list"),
+        (("knows", "rain", " ", "-m", scored_checkpoint), "empty prompt ' '"),
     ):
         code, _, err = run(*arguments)
         assert code == 2

@@ -351,6 +351,11 @@ def test_a_vocoder_of_other_mels_is_refused(tiny_checkpoint, checkpoint_copy, fa
         MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", vocoder=other)
 
 
+def test_an_unknown_vocoder_is_told_which_there_are(tiny_checkpoint, fast_text):
+    with pytest.raises(InputError, match=r"vocoder: unknown model 'quick'.*sounds-small.*'fast' is that of sounds-small"):
+        MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", vocoder="quick")
+
+
 def test_the_fast_vocoder_reads_the_release_mels(fast_text, tiny_checkpoint):
     """The default checkpoint's vocoder goes with anything on the 16 kHz release's mels."""
     fast = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", vocoder="fast")

@@ -30,6 +30,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "group": ("group",),
 }
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".tsv")
+SHOWN = 10  # faults of a folder that are named
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,11 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, Clip]]:
     texts = {p.with_suffix(""): p for p in sorted(folder.rglob("*.txt"))}
     if not sounds:
         raise InputError(f"{folder}: holds no manifest.jsonl and no sound ({', '.join(AUDIO_SUFFIXES)})")
-    if alone := sorted(sounds.keys() - texts.keys()):
-        raise InputError(f"{sounds[alone[0]]}: has no caption; write it to {alone[0].name}.txt ({len(alone)} such sounds)")
-    if alone := sorted(texts.keys() - sounds.keys()):
-        raise InputError(f"{texts[alone[0]]}: a caption without its sound; add the sound or move the text away ({len(alone)} such texts)")
+    untold = [f"{sounds[stem]} has no caption {stem.name}.txt" for stem in sorted(sounds.keys() - texts.keys())]
+    unheard = [f"{texts[stem]} has no sound" for stem in sorted(texts.keys() - sounds.keys())]
+    if faults := untold + unheard:
+        more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise InputError(f"{folder}: every sound needs a text of its name, and every text a sound: {'; '.join(faults[:SHOWN])}{more}")
     for stem, sound in sounds.items():
         record = Record(str(texts[stem]), _captions(read_lines(texts[stem]), str(texts[stem])))
         yield from ((record.where, clip) for clip in record.clips(sound.absolute()))

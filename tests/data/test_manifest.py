@@ -43,8 +43,12 @@ def test_folder_of_sounds_and_texts(tmp_path):
     write(tmp_path / "sub" / "b.txt", "a bang")
     found = [(c.id, c.audio.name, c.caption) for c in read_manifest(tmp_path)]
     assert found == [("a", "a.wav", "a dog barks"), ("a-2", "a.wav", "a dog is angry"), ("b", "b.flac", "a bang")]
-    (tmp_path / "a.txt").unlink()
-    with pytest.raises(InputError, match=r"a\.wav: has no caption"):
+    (tmp_path / "a.txt").rename(tmp_path / "c.txt")
+    with pytest.raises(InputError, match=r"a\.wav has no caption a\.txt; \S*c\.txt has no sound$"):
+        read_manifest(tmp_path)
+    for i in range(12):
+        tone(tmp_path / f"e{i}.wav")
+    with pytest.raises(InputError, match=r"e6\.wav has no caption e6\.txt, and 4 more$"):
         read_manifest(tmp_path)
 
 
