@@ -493,6 +493,10 @@ class LoopConfig(Config):
     keep_bytes: float | None = Field(None, gt=0)
     rank_timeout: float = Field(30.0, gt=0)
 
+    def seed_of(self, step: int) -> int:
+        """Of what is drawn at that step: the same whatever was drawn before, so that a run resumes exactly."""
+        return self.seed * 1_000_003 + step
+
 
 class VAETrainConfig(Config):
     window: float = Field(2.048, gt=0, description="seconds of audio a row")

@@ -80,7 +80,7 @@ class _CodecTask:
         return send(audio, self.device), ids
 
     def generator(self, step: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.config.loop.seed * 1_000_003 + step)
+        return torch.Generator().manual_seed(self.config.loop.seed_of(step))
 
     def autocast(self) -> torch.autocast:
         return computing_in(DTYPES[self.config.loop.precision], self.device)

@@ -121,7 +121,7 @@ class DecoderTask:
     # ---------------------------------------------------------------- the loop's side
 
     def step(self, step: int, progress: float, update: Update) -> dict[str, float]:
-        settings, generator = self.config.decoder, torch.Generator().manual_seed(self.config.loop.seed * 1_000_003 + step)
+        settings, generator = self.config.decoder, torch.Generator().manual_seed(self.config.loop.seed_of(step))
         items = self.batches(step)
         rows = self.rows(items, self.times(len(items), generator), generator)
         vae: MelVAE = self.networks["decoder"]  # type: ignore[assignment]

@@ -260,7 +260,7 @@ class GeneratorTask:
         loop = self.config.loop
         order, rows = self.order.take(step * loop.batch_size, loop.batch_size), list(distributed.my_rows(loop.batch_size))
         batch = self.train.batch([order[row] for row in rows])
-        generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(loop.seed_of(step))
         shape = (loop.batch_size, *batch.mean.shape[1:])
         x = batch.mean + batch.std * send(torch.randn(shape, generator=generator)[rows], batch.mean.device)
         draws = self.objective.draw(shape, progress=step / loop.steps, generator=generator)[rows]

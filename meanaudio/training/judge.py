@@ -102,7 +102,7 @@ class JudgeTask:
         settings, loop = self.config.judge, self.config.loop
         features, asked, ids = self.taught
         rows = epoch_order(len(ids), loop.batch_size, step, loop.seed)
-        seed = loop.seed * 1_000_003 + step
+        seed = loop.seed_of(step)
         judge: Judge = self.networks["judge"]  # type: ignore[assignment]
         noise = torch.randn((len(rows), DIM, 1), generator=torch.Generator().manual_seed(seed)).to(self.device)
         heard = features[rows].to(self.device).float() + settings.noise * noise * judge.std[:, None]

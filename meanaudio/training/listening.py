@@ -56,7 +56,7 @@ def noisy_batch(
     Outputs of a generator are rougher than recordings; a pure function of (seed, step).
     """
     batch = shards.batch(indices)
-    generator = torch.Generator().manual_seed(config.loop.seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed(config.loop.seed_of(step))
     latents = batch.sample(generator)
     level = noise * torch.rand(len(latents), 1, 1, generator=generator)
     return batch, latents + level * std * torch.randn(latents.shape, generator=generator)
