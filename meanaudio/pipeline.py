@@ -45,7 +45,7 @@ from meanaudio.steering import (
     wanted_classes,
 )
 from meanaudio.text import TextEncoder, make_encoder
-from meanaudio.types import TextFeatures
+from meanaudio.types import TextFeatures, read_together
 
 MIN_DURATION, MAX_DURATION = 0.01, 120.0  # seconds
 MAX_PROMPT = 1000  # characters
@@ -273,6 +273,7 @@ class MeanAudio:
         keep: int = 1,
         by_event: bool | None = None,
         known_words: bool | None = None,
+        nearest_captions: int | None = None,
         level_db: float | None = -18.0,
     ) -> Audio:
         """One clip a prompt, exactly `duration` seconds (default: the length the checkpoint was trained at).
@@ -291,6 +292,8 @@ class MeanAudio:
         by_event: what a prompt says is heard one after another ("a dog barks, then a door slams"; data/events.py) is generated sound by
         sound, each in its share of the time and at its own level, and joined; None: as the checkpoint does (`config.by_event`). Event j is
         drawn from the clip's seed + 1779033703 j, and candidates are ranked event by event.
+        nearest_captions: each text is read together with so many of the scorer's known captions, those that come nearest to it
+        (types.read_together); the checkpoint's own number if None, 0 for the text alone. Candidates are ranked by the text alone.
         known_words: a prompt, but not its events, that means nearly what captions do that the checkpoint was taught is given to the
         network in the words of the one that it makes best (rewording.py; `in_words` of Audio.parameters); None: if the checkpoint has
         learned which that is, and there is no classifier, who may look for its classes in the prompt.
@@ -306,6 +309,7 @@ class MeanAudio:
         guidance_limits = (_real("guidance_limits", guidance_limits[0]), _real("guidance_limits", guidance_limits[1]))
         seed = None if seed is None else _whole("seed", seed)
         level_db = None if level_db is None else _real("level_db", level_db)
+        nearest_captions = None if nearest_captions is None else _whole("nearest_captions", nearest_captions)
         _check(prompts, duration, negative_prompt, seed, level_db)
         check_candidates(self.name, self.scorer is not None, num_candidates, keep)
         parted = self.config.by_event if by_event is None else by_event
@@ -325,12 +329,13 @@ class MeanAudio:
         whole = [each[0] for each in events if len(each) == 1]
         known = self._in_known_words(whole, (self.words is not None and classifier is None) if known_words is None else known_words)
         said = [[known[each[0]]] if len(each) == 1 else each for each in events]
+        asked = [words for each in said for words in each for _ in range(num_candidates)]
         text, steering = self.steer(
-            [words for each in said for words in each for _ in range(num_candidates)],
-            guidance_scale=guidance_scale, negative_prompt=negative_prompt,
+            asked, guidance_scale=guidance_scale, negative_prompt=negative_prompt,
             guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier, classifier_scale=classifier_scale,
-            classifier_reference=classifier_reference,
+            classifier_reference=classifier_reference, nearest_captions=nearest_captions,
         )  # fmt: skip
+        own = text if num_candidates == 1 else self.encode_text(asked)
         guides = guidance_scale != 1 or classifier is not None
         if guides and not within(uniform_times(steps)[:-1], guidance_limits).any():
             raise InputError(f"guidance_limits = {guidance_limits}: none of {steps} step(s) begins within them, so nothing would be guided")
@@ -342,8 +347,8 @@ class MeanAudio:
             clips = [k for k, each in enumerate(events) if len(each) == count]
             some = torch.cat([rows[k] for k in clips]).tolist()
             samples[clips], told = self._clips(
-                text[some], steering.of(some), [seeds[i] for i in some], samples.shape[-1], events=count, candidates=num_candidates,
-                keep=keep, steps=steps, stochastic=stochastic, level_db=level_db,
+                text[some], own[some], steering.of(some), [seeds[i] for i in some], samples.shape[-1], events=count,
+                candidates=num_candidates, keep=keep, steps=steps, stochastic=stochastic, level_db=level_db,
             )  # fmt: skip
             for k, each in zip(clips, told, strict=True):
                 ranked[k] = each
@@ -352,7 +357,7 @@ class MeanAudio:
             "negative_prompt": negative_prompt, "guidance_limits": None if tuple(guidance_limits) == ALWAYS else list(guidance_limits),
             "guide_with": guide_with and str(guide_with), "stochastic": stochastic or None,
             "by_event": None if parted == self.config.by_event else parted,
-            "known_words": known_words,
+            "known_words": known_words, "nearest_captions": nearest_captions,
         }  # fmt: skip
         shared |= {key: value for key, value in options.items() if value is not None} | self.loaded_with
         if isinstance(classifier, str | Path):
@@ -379,12 +384,12 @@ class MeanAudio:
         return self.scorer(latents, text.pooled.float())
 
     def _clips(
-        self, text: TextFeatures, steering: Steering, seeds: Sequence[int], num_samples: int, *, events: int, candidates: int, keep: int,
-        steps: int, stochastic: bool, level_db: float | None,
+        self, text: TextFeatures, own: TextFeatures, steering: Steering, seeds: Sequence[int], num_samples: int, *, events: int,
+        candidates: int, keep: int, steps: int, stochastic: bool, level_db: float | None,
     ) -> tuple[Tensor, list[list[dict[str, Any]]]]:  # fmt: skip
         """Clips of `events` sounds each [B, keep, num_samples], and what their parameters say of how they were chosen.
 
-        text, seeds: of B * events * candidates sounds, clip by clip and event by event.
+        text, own, seeds: of B * events * candidates sounds, clip by clip and event by event; own is the text by itself, for the scorer.
         """
         overlap = round(OVERLAP * self.sample_rate)
         length = math.ceil((num_samples + (events - 1) * overlap) / events)
@@ -392,7 +397,7 @@ class MeanAudio:
         latents = self.sample_latents(text, seeds, num_latents, steps=steps, steering=steering, stochastic=stochastic)
         told = list[list[dict[str, Any]]]([[{}] for _ in range(len(seeds) // events)])
         if candidates > 1:
-            scores = self.score(latents, text)
+            scores = self.score(latents, own)
             best = torch.tensor(best_of(scores, candidates, keep)).unflatten(0, (-1, events, keep))
             latents = latents[best.flatten().to(latents.device)]
             told = [
@@ -454,7 +459,7 @@ class MeanAudio:
         _check([*prompts, *([] if source is None else [source])], duration, negative_prompt, None, level_db)
         if not 0 < strength <= 1:
             raise InputError(f"strength = {strength}: must be above 0 and at most 1")
-        text, steering = self.steer(prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
+        text, steering = self.steer(prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt, nearest_captions=0)
         self._tell_what_is_outside(prompts)
         before = self.null_text if source is None and self.null_text is not None else self.encode_text([source or ""])
         latents = self.encode(audio[None].to(self.device)).expand(len(prompts), -1, -1)
@@ -471,8 +476,12 @@ class MeanAudio:
         self, prompts: Sequence[str], *, guidance_scale: float = 1.0, negative_prompt: str | None = None,
         guidance_limits: tuple[float, float] = ALWAYS, guide_with: str | Path | None = None,
         classifier: str | Path | Classifier | None = None, classifier_scale: float = 3.0, classifier_reference: Reference = "base",
+        nearest_captions: int | None = None,
     ) -> tuple[TextFeatures, Steering]:  # fmt: skip
-        """(features of the prompts, the options of `generate` as a Steering). Raises InputError for what this checkpoint cannot follow."""
+        """(what the network reads for each prompt, the options of `generate` as a Steering).
+
+        Raises InputError for what this checkpoint cannot follow.
+        """
         limits = (float(guidance_limits[0]), float(guidance_limits[1]))
         check_steering(
             self.name, self.config, scale=guidance_scale, limits=limits, negative_prompt=negative_prompt, weaker=guide_with is not None,
@@ -485,16 +494,35 @@ class MeanAudio:
         from_null = negative_prompt is None and weaker is None and moves and self.config.guidance_range is None
         negative = [negative_prompt] if negative_prompt is not None else [""] if from_null and self.null_text is None else []
         features = self.encode_text([*prompts, *negative])
-        text, away = features[: len(prompts)], features[-1:] if negative else self.null_text if from_null else None
+        own, away = features[: len(prompts)], features[-1:] if negative else self.null_text if from_null else None
+        text = self._with_nearest(own, self.config.nearest_captions if nearest_captions is None else nearest_captions)
         steering = Steering(scale=guidance_scale, limits=limits, away=away, weaker=weaker, settings=settings)
         if hear is None:
             return text, steering
 
         if isinstance(hear, CaptionClassifier):
-            wanted = hear.wanted(text.pooled)
+            wanted = hear.wanted(own.pooled)
         else:
             wanted = wanted_classes(prompts, hear.classes, hear.related).to(self.device)
         return text, replace(steering, classifier=hear, wanted=wanted, class_text=lambda k: self.encode_text([hear.classes[i] for i in k]))
+
+    @torch.inference_mode()
+    def _with_nearest(self, text: TextFeatures, count: int) -> TextFeatures:
+        """Each text, read together with the `count` known captions that come nearest to it."""
+        if count < 0:
+            raise InputError(f"nearest_captions = {count}: must be 0 or more")
+        if count == 0:
+            return text
+        if self.scorer is None:
+            raise InputError(f"nearest_captions = {count}: {self.name} has no scorer, which says what captions it knows (docs/scorer.md)")
+        if not self.config.network.mask_text:
+            raise InputError(f"nearest_captions = {count}: the network of {self.name} reads padding, which leaves no room for them")
+        near = [[caption for caption, _ in row] for row in self.scorer.nearest(text.pooled, count)]
+        captions = list(dict.fromkeys(caption for row in near for caption in row))
+        known = dict(zip(captions, range(len(captions)), strict=True))
+        read = self.encode_text(captions)
+        together = [[text[i : i + 1], *(read[known[c] : known[c] + 1] for c in row)] for i, row in enumerate(near)]
+        return TextFeatures.cat([read_together(each) for each in together])
 
     def _classifier(self, name_or_path: str | Path) -> Classifier:
         """A tagger, or a scorer by the captions it was taught."""

@@ -78,6 +78,16 @@ class TextFeatures:
         )
 
 
+def read_together(texts: Sequence[TextFeatures]) -> TextFeatures:
+    """Texts of one row each as one: their tokens one after another; half the first's vector and half the mean of the others'."""
+    first, *others = (text.pooled for text in texts)
+    return TextFeatures(
+        torch.cat([text.sequence[text.mask] for text in texts])[None],
+        (first + torch.cat(others).mean(0, keepdim=True)) / 2 if others else first,
+        torch.cat([text.mask[text.mask] for text in texts])[None],
+    )
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """A diagonal normal over latents; mean and std are [B, L, C]."""

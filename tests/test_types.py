@@ -4,7 +4,7 @@ import pytest
 import torch
 from fakes import normals, random_text
 
-from meanaudio.types import Gaussian, LatentBatch, TextFeatures
+from meanaudio.types import Gaussian, LatentBatch, TextFeatures, read_together
 
 
 def same(a: TextFeatures, b: TextFeatures) -> bool:
@@ -36,6 +36,16 @@ def test_joined_batches_are_padded_to_the_longest():
     assert joined.mask.sum(1).tolist() == [2, 3, 5]
     assert same(joined[:2], a.pad_to(5))
     assert same(joined[2:], b)
+
+
+def test_texts_that_are_read_together_have_all_their_tokens_and_no_padding_between():
+    first, second, third = (random_text([2, 5, 3], seed=k)[k : k + 1] for k in range(3))  # padded to 5 tokens each
+    together = read_together([first, second, third])
+    assert together.mask.all()
+    assert torch.equal(together.sequence[0], torch.cat([first.sequence[0, :2], second.sequence[0], third.sequence[0, :3]]))
+    torch.testing.assert_close(together.pooled, first.pooled / 2 + (second.pooled + third.pooled) / 4)
+    alone = read_together([first])
+    assert same(alone.pad_to(5), first)
 
 
 @pytest.mark.parametrize("index", [slice(1, 3), torch.tensor([2, 0]), torch.tensor([True, False, True])])

@@ -30,6 +30,12 @@ KnownWords = Annotated[
         help="Give prompts near known captions to the network in the words it makes best; if it has learned them.",
     ),
 ]
+NearestCaptions = Annotated[
+    Optional[int],
+    typer.Option(
+        "--nearest-captions", min=0, help="Read each prompt with so many known captions; the checkpoint says how many if left out."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Columns = Annotated[Optional[list[str]], typer.Option("--column", help="field=COLUMN of the table, such as caption=text; may be repeated.")]
 Workers = Annotated[Optional[int], typer.Option(help="Files read at once; as many as there are cores if left out.")]

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.cli.common import ByEvent, Device, Dtype, KnownWords, Lists, Model, Quiet, Set, app
+from meanaudio.cli.common import ByEvent, Device, Dtype, KnownWords, Lists, Model, NearestCaptions, Quiet, Set, app
 from meanaudio.errors import InputError
 
 
@@ -239,6 +239,7 @@ def evaluate_prompts(
     candidates: Annotated[int, typer.Option("--candidates", "-n", help="Drawn for each clip; the best by the scorer is taken.")] = 1,
     by_event: ByEvent = None,
     known_words: KnownWords = None,
+    nearest_captions: NearestCaptions = None,
     seed: Annotated[int, typer.Option(help="Seed of the first clip; clip k is drawn from seed + k.")] = 0,
     device: Device = None,
     quiet: Quiet = False,
@@ -251,7 +252,8 @@ def evaluate_prompts(
     with tqdm(unit="clip", disable=quiet) as bar:
         found = named(
             model, manifest, extractor=extractor, concepts=concepts, prompts=prompts, outputs=outputs, steps=steps, guidance_scale=guidance,
-            candidates=candidates, by_event=by_event, known_words=known_words, seed=seed, device=device, progress=bar.update,
+            candidates=candidates, by_event=by_event, known_words=known_words, nearest_captions=nearest_captions, seed=seed, device=device,
+            progress=bar.update,
         )  # fmt: skip
     print(found.to_text())
 

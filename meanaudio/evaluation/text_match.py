@@ -146,11 +146,12 @@ class KnownCaptions:
         evaluations = 0
         for start in range(0, len(prompts), CHUNK):
             some = prompts[start : start + CHUNK]
-            text, steering = pipeline.steer([prompt for prompt in some for _ in range(candidates)], **options)
+            asked = [prompt for prompt in some for _ in range(candidates)]
+            text, steering = pipeline.steer(asked, **options)
             seeds = candidate_seeds(range(self.seed + start, self.seed + start + len(some)), candidates)
             latents = pipeline.sample_latents(text, seeds, num_latents, steps=steps, steering=steering, stochastic=stochastic)
             if candidates > 1:
-                latents = latents[best_of(pipeline.score(latents, text), candidates, 1)]
+                latents = latents[best_of(pipeline.score(latents, pipeline.encode_text(asked)), candidates, 1)]
             for where, x in self._describe(latents, lambda latents=latents: pipeline.decode(latents, self.num_samples)).items():  # type: ignore[misc]
                 rows.setdefault(where, []).append(x)
             evaluations += steering.evaluations.clips
