@@ -52,10 +52,8 @@ def pack(
     """
     config = parse(CheckpointConfig, read_json(network / "config.json"), str(network / "config.json"))
     source = codec or network
-    if by_event is not None:
-        config = config.model_copy(update={"by_event": by_event})
-    if nearest_captions is not None:
-        config = config.model_copy(update={"nearest_captions": nearest_captions})
+    ways = {"by_event": by_event, "nearest_captions": nearest_captions}
+    config = config.model_copy(update={name: way for name, way in ways.items() if way is not None})
     if codec is not None:
         config = config.model_copy(update={"codec": with_vocoder(config.codec, codec)})
     if scorer is not None:

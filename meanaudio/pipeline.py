@@ -517,12 +517,11 @@ class MeanAudio:
             raise InputError(f"nearest_captions = {count}: {self.name} has no scorer, which says what captions it knows (docs/scorer.md)")
         if not self.config.network.mask_text:
             raise InputError(f"nearest_captions = {count}: the network of {self.name} reads padding, which leaves no room for them")
-        near = [[caption for caption, _ in row] for row in self.scorer.nearest(text.pooled, count)]
-        captions = list(dict.fromkeys(caption for row in near for caption in row))
-        known = dict(zip(captions, range(len(captions)), strict=True))
-        read = self.encode_text(captions)
-        together = [[text[i : i + 1], *(read[known[c] : known[c] + 1] for c in row)] for i, row in enumerate(near)]
-        return TextFeatures.cat([read_together(each) for each in together])
+        near = self.scorer.nearest(text.pooled, count)
+        read, each = self.encode_text([caption for row in near for caption, _ in row]), len(near[0])
+        return TextFeatures.cat(
+            [read_together(TextFeatures.cat([text[i : i + 1], read[i * each : (i + 1) * each]])) for i in range(len(text))]
+        )
 
     def _classifier(self, name_or_path: str | Path) -> Classifier:
         """A tagger, or a scorer by the captions it was taught."""

@@ -78,14 +78,11 @@ class TextFeatures:
         )
 
 
-def read_together(texts: Sequence[TextFeatures]) -> TextFeatures:
-    """Texts of one row each as one: their tokens one after another; half the first's vector and half the mean of the others'."""
-    first, *others = (text.pooled for text in texts)
-    return TextFeatures(
-        torch.cat([text.sequence[text.mask] for text in texts])[None],
-        (first + torch.cat(others).mean(0, keepdim=True)) / 2 if others else first,
-        torch.cat([text.mask[text.mask] for text in texts])[None],
-    )
+def read_together(texts: TextFeatures) -> TextFeatures:
+    """All rows as one: their tokens one after another; half the first's vector and half the mean of the others'."""
+    first, others = texts.pooled[:1], texts.pooled[1:]
+    pooled = (first + others.mean(0, keepdim=True)) / 2 if len(others) else first
+    return TextFeatures(texts.sequence[texts.mask][None], pooled, texts.mask[texts.mask][None])
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,11 @@ def test_joined_batches_are_padded_to_the_longest():
 
 def test_texts_that_are_read_together_have_all_their_tokens_and_no_padding_between():
     first, second, third = (random_text([2, 5, 3], seed=k)[k : k + 1] for k in range(3))  # padded to 5 tokens each
-    together = read_together([first, second, third])
+    together = read_together(TextFeatures.cat([first, second, third]))
     assert together.mask.all()
     assert torch.equal(together.sequence[0], torch.cat([first.sequence[0, :2], second.sequence[0], third.sequence[0, :3]]))
     torch.testing.assert_close(together.pooled, first.pooled / 2 + (second.pooled + third.pooled) / 4)
-    alone = read_together([first])
+    alone = read_together(first)
     assert same(alone.pad_to(5), first)
 
 
