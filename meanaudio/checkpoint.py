@@ -28,7 +28,7 @@ from meanaudio.errors import InputError
 from meanaudio.precision import hold_in_bfloat16
 
 HASHES_FILE = "hashes.json"
-WORDS_FILE = "words.safetensors"  # rewording.py: of the very network
+WORDS_FILE = "words.safetensors"  # reading.py: of the very network
 ABOUT_WEIGHTS = (HASHES_FILE, WORDS_FILE, "README.md", "best.json")
 
 

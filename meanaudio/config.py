@@ -810,7 +810,7 @@ class CheckpointConfig(Config):
     guidance_range: the guidance scales [low, high] that a network which takes one was trained for. scorer: of a checkpoint that has one.
     latent_mean, latent_std: per channel; the network works on (latents - mean) / std.
     by_event: sounds that a prompt puts one after another are generated one by one, unless told otherwise.
-    nearest_captions: with so many of the scorer's known captions a prompt is read, unless told otherwise.
+    known_captions: with so many of the scorer's known captions a prompt is read, unless told otherwise.
     """
 
     format: Literal[1] = 1
@@ -824,7 +824,7 @@ class CheckpointConfig(Config):
     guidance_range: tuple[float, float] | None = None
     scorer: ScorerCheckpointConfig | None = None
     by_event: bool = False
-    nearest_captions: int = Field(0, ge=0)
+    known_captions: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _range_is_known(self):

@@ -108,7 +108,6 @@ def _write(audio: Audio, paths: Sequence[Path], seconds: float, device: str, spe
         drawn = f"  seed {told['seed']}" if "seed" in told else ""
         if "score" in told:
             drawn += f"  score {told['score']:.3f} (seed {told['chosen_seed']})"
-        drawn += f"  made as {told['in_words']!r}" if "in_words" in told else ""
         print(f"{path}{drawn}  {len(clip) / audio.sample_rate:.2f} s  rms {rms} dBFS  peak {peak} dBFS")
         if spectrogram:
             save_spectrogram(path.with_suffix(".png"), clip, audio.sample_rate, told["prompt"])

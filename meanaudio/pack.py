@@ -39,12 +39,12 @@ def pack(
     scorer: Path | None = None,
     weights: Weights = "float16",
     by_event: bool | None = None,
-    nearest_captions: int | None = None,
+    known_captions: int | None = None,
 ) -> None:
     """Join a generator's export with a vocoder (its own, or that of the folder `codec`) into one checkpoint folder.
 
     scorer: folder of the scorer to add, or of a checkpoint that has one; the network's own, if it has one, where left out.
-    by_event, nearest_captions: the checkpoint's way with prompts (MeanAudio.generate); the network's own if None.
+    by_event, known_captions: the checkpoint's way with prompts (MeanAudio.generate); the network's own if None.
     weights: how they are stored; they are computed with in float32. "int8" is for the network and the vocoder: an encoder in eight
     bits would move the latents, and the scorer is small, so VAE and scorer are float16 then. The VAE must be the one the network was
     trained with, so it is always the generator's own. Raises InputError if the vocoder was made for other mels, if the scorer listens to
@@ -52,7 +52,7 @@ def pack(
     """
     config = parse(CheckpointConfig, read_json(network / "config.json"), str(network / "config.json"))
     source = codec or network
-    ways = {"by_event": by_event, "nearest_captions": nearest_captions}
+    ways = {"by_event": by_event, "known_captions": known_captions}
     config = config.model_copy(update={name: way for name, way in ways.items() if way is not None})
     if codec is not None:
         config = config.model_copy(update={"codec": with_vocoder(config.codec, codec)})

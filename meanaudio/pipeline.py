@@ -31,7 +31,7 @@ from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
 from meanaudio.precision import DTYPES, computing_in, warn_if_slow
 from meanaudio.ranking import best_of, candidate_seeds, check_candidates, event_seeds, outside_notice, shortened
-from meanaudio.rewording import KnownWords, load_words
+from meanaudio.reading import Company, load_heard
 from meanaudio.sampling import integrate, integrate_stochastic, invert, per_sample_noises, uniform_times
 from meanaudio.steering import (
     ALWAYS,
@@ -113,13 +113,16 @@ class MeanAudio:
 
     def __init__(
         self, config: CheckpointConfig, network: Transformer, codec: Codec, encoder: TextEncoder, *, name: str, dtype: torch.dtype,
-        null_text: TextFeatures | None = None, folder: Path | None = None, scorer: Scorer | None = None, words: KnownWords | None = None,
+        null_text: TextFeatures | None = None, folder: Path | None = None, scorer: Scorer | None = None, heard: Tensor | None = None,
         loaded_with: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        """loaded_with: options of `from_pretrained` that change what is heard; they become part of every clip's parameters."""
+        """heard: what is heard in outputs of the scorer's known captions (reading.Company). loaded_with: options of `from_pretrained` that
+        change what is heard; they become part of every clip's parameters.
+        """
         self.config, self.network, self.codec, self.encoder = config, network, codec, encoder
         self.loaded_with = dict(loaded_with or {}) | ({"dtype": "bf16"} if dtype == torch.bfloat16 else {})
-        self.name, self.dtype, self.folder, self.scorer, self.words = name, dtype, folder, scorer, words
+        self.name, self.dtype, self.folder, self.scorer = name, dtype, folder, scorer
+        self.company = None if scorer is None else Company(scorer, heard)
         self.device = next(network.parameters()).device
         self.mean = torch.tensor(config.latent_mean, device=self.device)
         self.std = torch.tensor(config.latent_std, device=self.device)
@@ -176,11 +179,12 @@ class MeanAudio:
                 part.compile()
         null_text = read_null_text(folder) if (folder / NULL_TEXT_FILE).exists() else None
         scorer = None if config.scorer is None else load_scorer(folder, config.scorer, finite=finite).to(where)
-        # what is known of a network's words is not true of it with adapters
-        words = load_words(folder, scorer) if scorer is not None and lora is None and (folder / WORDS_FILE).exists() else None
+        heard = None
+        if scorer is not None and lora is None and (folder / WORDS_FILE).exists():  # what is heard is not true of it with adapters
+            heard = load_heard(folder, list(scorer.known)).to(where)
         name = folder.name if lora is None else f"{folder.name} + {lora}"
         return MeanAudio(
-            config, network, codec, encoder, name=name, dtype=precision, null_text=null_text, folder=folder, scorer=scorer, words=words,
+            config, network, codec, encoder, name=name, dtype=precision, null_text=null_text, folder=folder, scorer=scorer, heard=heard,
             loaded_with={key: str(value) for key, value in (("lora", lora), ("vocoder", vocoder)) if value is not None},
         )  # fmt: skip
 
@@ -272,8 +276,7 @@ class MeanAudio:
         num_candidates: int = 1,
         keep: int = 1,
         by_event: bool | None = None,
-        known_words: bool | None = None,
-        nearest_captions: int | None = None,
+        known_captions: int | None = None,
         level_db: float | None = -18.0,
     ) -> Audio:
         """One clip a prompt, exactly `duration` seconds (default: the length the checkpoint was trained at).
@@ -292,11 +295,8 @@ class MeanAudio:
         by_event: what a prompt says is heard one after another ("a dog barks, then a door slams"; data/events.py) is generated sound by
         sound, each in its share of the time and at its own level, and joined; None: as the checkpoint does (`config.by_event`). Event j is
         drawn from the clip's seed + 1779033703 j, and candidates are ranked event by event.
-        nearest_captions: each text is read together with so many of the scorer's known captions, those that come nearest to it
-        (types.read_together); the checkpoint's own number if None, 0 for the text alone. Candidates are ranked by the text alone.
-        known_words: a prompt, but not its events, that means nearly what captions do that the checkpoint was taught is given to the
-        network in the words of the one that it makes best (rewording.py; `in_words` of Audio.parameters); None: if the checkpoint has
-        learned which that is, and there is no classifier, who may look for its classes in the prompt.
+        known_captions: each text is read together with up to so many captions that the checkpoint was taught and that say nearly the same
+        (reading.py); the checkpoint's own number if None, 0 for the text alone. Candidates are ranked by the text alone.
         level_db: the loudest 400 ms of each clip, by event of each sound, are brought to this level in dBFS, peaks permitting; None leaves
         levels as they come. Below 20 Hz nothing is left.
         Raises InputError for an empty or overlong prompt, for numbers out of range, and for guidance or candidates that this checkpoint
@@ -309,7 +309,7 @@ class MeanAudio:
         guidance_limits = (_real("guidance_limits", guidance_limits[0]), _real("guidance_limits", guidance_limits[1]))
         seed = None if seed is None else _whole("seed", seed)
         level_db = None if level_db is None else _real("level_db", level_db)
-        nearest_captions = None if nearest_captions is None else _whole("nearest_captions", nearest_captions)
+        known_captions = None if known_captions is None else _whole("known_captions", known_captions)
         _check(prompts, duration, negative_prompt, seed, level_db)
         check_candidates(self.name, self.scorer is not None, num_candidates, keep)
         parted = self.config.by_event if by_event is None else by_event
@@ -326,14 +326,11 @@ class MeanAudio:
         first = secrets.randbelow(2**31) if seed is None else seed
         texts = [event for each in events for event in each]
         seeds = candidate_seeds(event_seeds(first, [len(each) for each in events]), num_candidates)
-        whole = [each[0] for each in events if len(each) == 1]
-        known = self._in_known_words(whole, (self.words is not None and classifier is None) if known_words is None else known_words)
-        said = [[known[each[0]]] if len(each) == 1 else each for each in events]
-        asked = [words for each in said for words in each for _ in range(num_candidates)]
+        asked = [event for event in texts for _ in range(num_candidates)]
         text, steering = self.steer(
             asked, guidance_scale=guidance_scale, negative_prompt=negative_prompt,
             guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier, classifier_scale=classifier_scale,
-            classifier_reference=classifier_reference, nearest_captions=nearest_captions,
+            classifier_reference=classifier_reference, known_captions=known_captions,
         )  # fmt: skip
         own = text if num_candidates == 1 else self.encode_text(asked)
         guides = guidance_scale != 1 or classifier is not None
@@ -357,7 +354,7 @@ class MeanAudio:
             "negative_prompt": negative_prompt, "guidance_limits": None if tuple(guidance_limits) == ALWAYS else list(guidance_limits),
             "guide_with": guide_with and str(guide_with), "stochastic": stochastic or None,
             "by_event": None if parted == self.config.by_event else parted,
-            "known_words": known_words, "nearest_captions": nearest_captions,
+            "known_captions": known_captions,
         }  # fmt: skip
         shared |= {key: value for key, value in options.items() if value is not None} | self.loaded_with
         if isinstance(classifier, str | Path):
@@ -368,7 +365,6 @@ class MeanAudio:
                 "seed": first + k,
                 **shared,
                 **({"events": events[k]} if len(events[k]) > 1 else {}),
-                **({"in_words": said[k][0]} if said[k] != events[k] else {}),
                 **each,
             }
             for k, prompt in enumerate(prompts)
@@ -414,16 +410,6 @@ class MeanAudio:
         sounds = self._sound(latents, length, level_db).unflatten(0, (-1, events, keep))
         return limit_peak(join(sounds.unbind(1), overlap)[..., :num_samples]), told
 
-    def _in_known_words(self, texts: Sequence[str], wanted: bool) -> dict[str, str]:
-        """What to give to the network for each text."""
-        if not wanted:
-            return {text: text for text in texts}
-        if self.words is None:
-            raise InputError(
-                f"known_words: {self.name} has not learned in which words it makes what best (`meanaudio learn-words`; not with adapters)"
-            )
-        return dict(zip(texts, self.words(texts, self.encode_text(texts).pooled), strict=True)) if texts else {}
-
     def _tell_what_is_outside(self, prompts: Sequence[str]) -> None:
         if self.scorer is not None and (notice := outside_notice(self.name, self.scorer, prompts, self.encode_text(prompts).pooled)):
             warnings.warn(notice, OutsideKnowledge, stacklevel=3)
@@ -459,7 +445,7 @@ class MeanAudio:
         _check([*prompts, *([] if source is None else [source])], duration, negative_prompt, None, level_db)
         if not 0 < strength <= 1:
             raise InputError(f"strength = {strength}: must be above 0 and at most 1")
-        text, steering = self.steer(prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt, nearest_captions=0)
+        text, steering = self.steer(prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt, known_captions=0)
         self._tell_what_is_outside(prompts)
         before = self.null_text if source is None and self.null_text is not None else self.encode_text([source or ""])
         latents = self.encode(audio[None].to(self.device)).expand(len(prompts), -1, -1)
@@ -476,7 +462,7 @@ class MeanAudio:
         self, prompts: Sequence[str], *, guidance_scale: float = 1.0, negative_prompt: str | None = None,
         guidance_limits: tuple[float, float] = ALWAYS, guide_with: str | Path | None = None,
         classifier: str | Path | Classifier | None = None, classifier_scale: float = 3.0, classifier_reference: Reference = "base",
-        nearest_captions: int | None = None,
+        known_captions: int | None = None,
     ) -> tuple[TextFeatures, Steering]:  # fmt: skip
         """(what the network reads for each prompt, the options of `generate` as a Steering).
 
@@ -495,7 +481,7 @@ class MeanAudio:
         negative = [negative_prompt] if negative_prompt is not None else [""] if from_null and self.null_text is None else []
         features = self.encode_text([*prompts, *negative])
         own, away = features[: len(prompts)], features[-1:] if negative else self.null_text if from_null else None
-        text = self._with_nearest(own, self.config.nearest_captions if nearest_captions is None else nearest_captions)
+        text = self._in_company(prompts, own, self.config.known_captions if known_captions is None else known_captions)
         steering = Steering(scale=guidance_scale, limits=limits, away=away, weaker=weaker, settings=settings)
         if hear is None:
             return text, steering
@@ -507,20 +493,23 @@ class MeanAudio:
         return text, replace(steering, classifier=hear, wanted=wanted, class_text=lambda k: self.encode_text([hear.classes[i] for i in k]))
 
     @torch.inference_mode()
-    def _with_nearest(self, text: TextFeatures, count: int) -> TextFeatures:
-        """Each text, read together with the `count` known captions that come nearest to it."""
+    def _in_company(self, prompts: Sequence[str], text: TextFeatures, count: int) -> TextFeatures:
+        """The text of each prompt, read together with up to `count` known captions that say nearly the same."""
         if count < 0:
-            raise InputError(f"nearest_captions = {count}: must be 0 or more")
+            raise InputError(f"known_captions = {count}: must be 0 or more")
         if count == 0:
             return text
-        if self.scorer is None:
-            raise InputError(f"nearest_captions = {count}: {self.name} has no scorer, which says what captions it knows (docs/scorer.md)")
+        if self.company is None:
+            raise InputError(f"known_captions = {count}: {self.name} has no scorer, which says what captions it knows (docs/scorer.md)")
         if not self.config.network.mask_text:
-            raise InputError(f"nearest_captions = {count}: the network of {self.name} reads padding, which leaves no room for them")
-        near = self.scorer.nearest(text.pooled, count)
-        read, each = self.encode_text([caption for row in near for caption, _ in row]), len(near[0])
+            raise InputError(f"known_captions = {count}: the network of {self.name} reads padding, which leaves no room for them")
+        chosen = self.company(prompts, text.pooled, count)
+        captions = list(dict.fromkeys(caption for row in chosen for caption in row))
+        if not captions:
+            return text
+        read, places = self.encode_text(captions), {caption: i for i, caption in enumerate(captions)}
         return TextFeatures.cat(
-            [read_together(TextFeatures.cat([text[i : i + 1], read[i * each : (i + 1) * each]])) for i in range(len(text))]
+            [read_together(TextFeatures.cat([text[i : i + 1], read[[places[c] for c in row]]])) for i, row in enumerate(chosen)]
         )
 
     def _classifier(self, name_or_path: str | Path) -> Classifier:

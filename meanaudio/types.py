@@ -28,23 +28,31 @@ class TextFeatures:
     sequence: [B, S, D] token features. Networks that mask their text never see them where `mask` is False.
     pooled:   [B, P] one vector a caption.
     mask:     [B, S] True at real tokens.
+    places:   [B, S] of each token in its own text, from 0, where several are read as one (`read_together`); None: 0 to S - 1.
     """
 
     sequence: Tensor
     pooled: Tensor
     mask: Tensor
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)
 
     def to(self, *args, **kwargs) -> TextFeatures:
-        """As `Tensor.to`; the mask keeps its type."""
+        """As `Tensor.to`; mask and places keep their type."""
         sequence = self.sequence.to(*args, **kwargs)
-        return TextFeatures(sequence, self.pooled.to(*args, **kwargs), self.mask.to(sequence.device))
+        places = None if self.places is None else self.places.to(sequence.device)
+        return TextFeatures(sequence, self.pooled.to(*args, **kwargs), self.mask.to(sequence.device), places)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> TextFeatures:
+        """`change` of all that there is."""
+        places = None if self.places is None else change(self.places)
+        return TextFeatures(change(self.sequence), change(self.pooled), change(self.mask), places)
 
     def expand(self, batch: int) -> TextFeatures:
         """One caption's features for a whole batch."""
-        return TextFeatures(*(x.expand(batch, *x.shape[1:]) for x in (self.sequence, self.pooled, self.mask)))
+        return self.each(lambda x: x.expand(batch, *x.shape[1:]))
 
     def pad_to(self, tokens: int | None) -> TextFeatures:
         """Pad (never cut) the token axis to `tokens`; None leaves it."""
@@ -52,37 +60,50 @@ class TextFeatures:
         if extra <= 0:
             return self
         pad = torch.nn.functional.pad
-        return TextFeatures(pad(self.sequence, (0, 0, 0, extra)), self.pooled, pad(self.mask, (0, extra)))
+        places = None if self.places is None else pad(self.places, (0, extra))
+        return TextFeatures(pad(self.sequence, (0, 0, 0, extra)), self.pooled, pad(self.mask, (0, extra)), places)
+
+    def token_places(self) -> Tensor:
+        """Places [B, S], those of a text that is read alone too."""
+        return torch.arange(self.mask.shape[1], device=self.mask.device).expand_as(self.mask) if self.places is None else self.places
 
     def where(self, keep: Tensor, other: TextFeatures) -> TextFeatures:
         """Row i is ours where keep[i] [B] is True, otherwise `other`'s (same batch, or one row for all)."""
         tokens = max(self.sequence.shape[1], other.sequence.shape[1])
         a, b = self.pad_to(tokens), other.pad_to(tokens).expand(len(self))
+        together = a.places is not None or b.places is not None
         return TextFeatures(
             torch.where(keep[:, None, None], a.sequence, b.sequence),
             torch.where(keep[:, None], a.pooled, b.pooled),
             torch.where(keep[:, None], a.mask, b.mask),
+            torch.where(keep[:, None], a.token_places(), b.token_places()) if together else None,
         )
 
     def __getitem__(self, index) -> TextFeatures:
         """Rows by slice, list, index tensor or boolean mask."""
-        return TextFeatures(self.sequence[index], self.pooled[index], self.mask[index])
+        return self.each(lambda x: x[index])
 
     @staticmethod
     def cat(parts: Sequence[TextFeatures]) -> TextFeatures:
         """Join batches; shorter token axes are padded."""
         tokens = max(p.sequence.shape[1] for p in parts)
         parts = [p.pad_to(tokens) for p in parts]
+        together = any(p.places is not None for p in parts)
         return TextFeatures(
-            torch.cat([p.sequence for p in parts]), torch.cat([p.pooled for p in parts]), torch.cat([p.mask for p in parts])
+            torch.cat([p.sequence for p in parts]),
+            torch.cat([p.pooled for p in parts]),
+            torch.cat([p.mask for p in parts]),
+            torch.cat([p.token_places() for p in parts]) if together else None,
         )
 
 
 def read_together(texts: TextFeatures) -> TextFeatures:
-    """All rows as one: their tokens one after another; half the first's vector and half the mean of the others'."""
+    """All rows as one that weighs no more than a text (Transformer.condition): their tokens, each at its place in its own text; half the
+    first's vector and half the mean of the others'.
+    """
     first, others = texts.pooled[:1], texts.pooled[1:]
     pooled = (first + others.mean(0, keepdim=True)) / 2 if len(others) else first
-    return TextFeatures(texts.sequence[texts.mask][None], pooled, texts.mask[texts.mask][None])
+    return TextFeatures(texts.sequence[texts.mask][None], pooled, texts.mask[texts.mask][None], texts.token_places()[texts.mask][None])
 
 
 @dataclass(frozen=True)
@@ -111,8 +132,7 @@ class LatentBatch:
         return Gaussian(self.mean, self.std).sample(generator)
 
     def with_text_on(self, device: torch.device) -> LatentBatch:
-        text = TextFeatures(*(send(x, device) for x in (self.text.sequence, self.text.pooled, self.text.mask)))
-        return LatentBatch(self.mean, self.std, text, self.ids)
+        return LatentBatch(self.mean, self.std, self.text.each(lambda x: send(x, device)), self.ids)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ ROWS = (
     ("errors", "types", "config", "audio", "flow", "checkpoint", "eight_bits", "distributed", "plots", "memory", "precision", "concepts"),
     ("models", "text", "codec"),
     ("sampling", "guidance", "objectives", "data"),
-    ("convert", "steering", "ranking", "rewording"),
+    ("convert", "steering", "ranking", "reading"),
     ("pipeline",),
     ("evaluation", "generate", "knows", "pack"),
     ("training",),

@@ -44,8 +44,22 @@ def test_texts_that_are_read_together_have_all_their_tokens_and_no_padding_betwe
     assert together.mask.all()
     assert torch.equal(together.sequence[0], torch.cat([first.sequence[0, :2], second.sequence[0], third.sequence[0, :3]]))
     torch.testing.assert_close(together.pooled, first.pooled / 2 + (second.pooled + third.pooled) / 4)
+    assert together.places[0].tolist() == [0, 1, *range(5), *range(3)]
     alone = read_together(first)
     assert same(alone.pad_to(5), first)
+    assert alone.places.tolist() == [[0, 1]]
+
+
+def test_texts_that_were_read_together_keep_their_places_beside_one_that_was_not():
+    own = random_text([4], seed=3)
+    together = read_together(TextFeatures.cat([random_text([2], seed=1), random_text([3], seed=2)]))
+    both = TextFeatures.cat([own, together])
+    assert both.places.tolist() == [[0, 1, 2, 3, 4], [0, 1, 0, 1, 2]]
+    assert both[1:].places.tolist() == together.places.tolist()
+    mixed = both.where(torch.tensor([True, False]), own)
+    assert mixed.places.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert both.where(torch.tensor([False, True]), own).places[1].tolist() == together.places[0].tolist()
+    assert together.expand(2).pad_to(7).to(torch.float64).places.tolist() == [[0, 1, 0, 1, 2, 0, 0]] * 2
 
 
 @pytest.mark.parametrize("index", [slice(1, 3), torch.tensor([2, 0]), torch.tensor([True, False, True])])

@@ -23,17 +23,10 @@ ByEvent = Annotated[
     Optional[bool],
     typer.Option("--by-event/--as-a-whole", help="Make 'X, then Y' sound by sound, or in one; as the checkpoint does if left out."),
 ]
-KnownWords = Annotated[
-    Optional[bool],
-    typer.Option(
-        "--known-words/--as-said",
-        help="Give prompts near known captions to the network in the words it makes best; if it has learned them.",
-    ),
-]
-NearestCaptions = Annotated[
+KnownCaptions = Annotated[
     Optional[int],
     typer.Option(
-        "--nearest-captions", min=0, help="Read each prompt with so many known captions; the checkpoint says how many if left out."
+        "--known-captions", min=0, help="Read each prompt with up to so many known captions; the checkpoint says how many if left out."
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.cli.common import ByEvent, Device, Dtype, KnownWords, Model, NearestCaptions, app
+from meanaudio.cli.common import ByEvent, Device, Dtype, KnownCaptions, Model, app
 
 Guidance = Annotated[
     float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none. A checkpoint that takes it as an input has its own range.")
@@ -56,8 +56,7 @@ def generate(
     ] = 1,
     keep: Annotated[int, typer.Option("--keep", "-k", help="Of the candidates, how many to keep: NAME-1.wav is the best.")] = 1,
     by_event: ByEvent = None,
-    known_words: KnownWords = None,
-    nearest_captions: NearestCaptions = None,
+    known_captions: KnownCaptions = None,
     lora: Annotated[
         Optional[str], typer.Option(help="Folder of adapters that were trained on this checkpoint; folder:0.5 takes half of them.")
     ] = None,
@@ -75,7 +74,7 @@ def generate(
         everything, out, model=model, duration=duration, steps=steps, seed=seed, level_db=level, guidance_scale=guidance,
         negative_prompt=negative_prompt, guidance_limits=guidance_limits, guide_with=guide_with, classifier=classifier,
         classifier_scale=classifier_scale, classifier_reference=classifier_reference, stochastic=stochastic, num_candidates=candidates,
-        keep=keep, by_event=by_event, known_words=known_words, nearest_captions=nearest_captions, lora=lora, device=device, dtype=dtype,
+        keep=keep, by_event=by_event, known_captions=known_captions, lora=lora, device=device, dtype=dtype,
         vocoder=vocoder, compile=compile_, spectrogram=spectrogram,
     )  # fmt: skip
 
@@ -138,7 +137,7 @@ def pack(
         Literal["float32", "float16", "int8"], typer.Option(help="How weights are stored; int8: those of the network and the vocoder.")
     ] = "float16",
     by_event: ByEvent = None,
-    nearest_captions: NearestCaptions = None,
+    known_captions: KnownCaptions = None,
 ) -> None:
     """Write a checkpoint for release: one self-describing folder, in half precision or less."""
     from meanaudio.checkpoint import WORDS_FILE
@@ -147,7 +146,7 @@ def pack(
 
     folder = find_checkpoint(network)
     told = (folder / WORDS_FILE).is_file()
-    run(folder, out, codec=codec, scorer=scorer, weights=weights, by_event=by_event, nearest_captions=nearest_captions)
+    run(folder, out, codec=codec, scorer=scorer, weights=weights, by_event=by_event, known_captions=known_captions)
     _print_size(out)
     if told:
         print(f"left behind: {WORDS_FILE}, which is true of the very weights it was heard with; `meanaudio learn-words` hears these")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from meanaudio import DEFAULT_MODEL
-from meanaudio.cli.common import ByEvent, Device, Dtype, KnownWords, Lists, Model, NearestCaptions, Quiet, Set, app
+from meanaudio.cli.common import ByEvent, Device, Dtype, KnownCaptions, Lists, Model, Quiet, Set, app
 from meanaudio.errors import InputError
 
 
@@ -238,8 +238,7 @@ def evaluate_prompts(
     guidance: Annotated[float, typer.Option("--guidance", "-g", help="Guidance scale; 1 is none.")] = 1.0,
     candidates: Annotated[int, typer.Option("--candidates", "-n", help="Drawn for each clip; the best by the scorer is taken.")] = 1,
     by_event: ByEvent = None,
-    known_words: KnownWords = None,
-    nearest_captions: NearestCaptions = None,
+    known_captions: KnownCaptions = None,
     seed: Annotated[int, typer.Option(help="Seed of the first clip; clip k is drawn from seed + k.")] = 0,
     device: Device = None,
     quiet: Quiet = False,
@@ -252,7 +251,7 @@ def evaluate_prompts(
     with tqdm(unit="clip", disable=quiet) as bar:
         found = named(
             model, manifest, extractor=extractor, concepts=concepts, prompts=prompts, outputs=outputs, steps=steps, guidance_scale=guidance,
-            candidates=candidates, by_event=by_event, known_words=known_words, nearest_captions=nearest_captions, seed=seed, device=device,
+            candidates=candidates, by_event=by_event, known_captions=known_captions, seed=seed, device=device,
             progress=bar.update,
         )  # fmt: skip
     print(found.to_text())

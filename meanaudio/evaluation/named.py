@@ -201,7 +201,7 @@ class _Tagger:
 def named(
     model: str | Path, manifest: str | Path, *, extractor: str = "yamnet", concepts: Path | None = None, prompts: Path | None = None,
     outputs: int = 1, steps: int = 1, guidance_scale: float = 1.0, candidates: int = 1, by_event: bool | None = None,
-    known_words: bool | None = None, nearest_captions: int | None = None, seed: int = 0, device: str | None = None,
+    known_captions: int | None = None, seed: int = 0, device: str | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Named:  # fmt: skip
     """Tag `outputs` clips of each prompt, and up to RECORDINGS recordings of each concept: `manifest`'s whose captions hold its words.
@@ -231,7 +231,7 @@ def named(
         some = texts[start : start + CHUNK]
         clips = pipeline.generate(
             some, steps=steps, seed=seed + start, guidance_scale=guidance_scale, num_candidates=candidates, by_event=by_event,
-            known_words=known_words, nearest_captions=nearest_captions,
+            known_captions=known_captions,
         )  # fmt: skip
         made.append(clips.samples.float().cpu())
         progress(len(some))
@@ -272,8 +272,7 @@ def named(
     how += f", guidance {guidance_scale:g}" if guidance_scale != 1 else ""
     how += f", the best of {candidates}" if candidates > 1 else ""
     how += ", by event" if (pipeline.config.by_event if by_event is None else by_event) else ""
-    how += ", in known words" if (pipeline.words is not None if known_words is None else known_words) else ""
-    read_with = pipeline.config.nearest_captions if nearest_captions is None else nearest_captions
+    read_with = pipeline.config.known_captions if known_captions is None else known_captions
     how += f", read with {read_with} known caption(s)" if read_with else ""
     return Named(
         f"{pipeline.name}: {how}, heard by {extractor.partition('=')[0]}",

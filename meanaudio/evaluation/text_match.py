@@ -163,13 +163,13 @@ def text_match(
     model: str | Path, manifest: str | Path, *, count: int = 40, outputs: int = 4, steps: int = 1, seed: int = 0,
     options: Mapping[str, Any] | None = None, naming: Path | None = None, extractor: str | None = None, device: str | None = None,
 ) -> TextMatch:  # fmt: skip
-    """Rank `count` training captions for outputs made from each of them, each as a whole and in its own words.
+    """Rank `count` training captions for outputs made from each of them, each as a whole.
 
     options: of MeanAudio.generate, such as guidance_scale. naming: a tagger's folder; captions that name none of its classes are left out.
     extractor: who listens, beside the comparison of latents.
     """
     options = dict(options or {})
-    check_options(options.keys() - {"guidance_scale"}, but={"by_event", "known_words"})
+    check_options(options.keys() - {"guidance_scale"}, but={"by_event"})
     pipeline = MeanAudio.from_pretrained(model, device=device)
     classes = None if naming is None else load_tagger(naming, codec_names(find_checkpoint(model), pipeline.config)).classes
     listener = make_listener(extractor, str(pipeline.device)) if extractor else None

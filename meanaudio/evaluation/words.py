@@ -18,7 +18,7 @@ from meanaudio.evaluation.hearing import trim
 from meanaudio.evaluation.judge import Judge
 from meanaudio.models.scorer import read_known
 from meanaudio.pipeline import MeanAudio, read_checkpoint_config, resolve_device
-from meanaudio.rewording import made_for, sparse
+from meanaudio.reading import made_for, sparse
 from meanaudio.types import Asked
 
 EARS = ("aisfx", "soundnet")  # who listens: not who measures (docs/evaluation.md)
@@ -35,7 +35,7 @@ def learn_words(
     model: str | Path, manifest: str | Path, *, outputs: int = 2, seed: int = 0, device: str | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Path:  # fmt: skip
-    """Write `words.safetensors` (rewording.py) into the checkpoint's folder: what is heard in `outputs` outputs of each known caption.
+    """Write `words.safetensors` (reading.py) into the checkpoint's folder: what is heard in `outputs` outputs of each known caption.
 
     Two listeners learn from the training clips of `manifest` which caption a sound has, and their opinions are multiplied. seed: of
     their learning, and of the first output. progress: told of clips heard, by one listener each. Raises InputError without a scorer, and if
@@ -69,9 +69,9 @@ def learn_words(
 
 
 def _outputs(pipeline: MeanAudio, texts: Sequence[str], seed: int) -> Iterable[Tensor]:
-    """One step's, of exactly these words; clip k is drawn from seed + k."""
+    """One step's, of each text alone; clip k is drawn from seed + k."""
     for start in range(0, len(texts), CHUNK):
-        yield from pipeline.generate(texts[start : start + CHUNK], seed=seed + start, by_event=False, known_words=False).samples.cpu()
+        yield from pipeline.generate(texts[start : start + CHUNK], seed=seed + start, by_event=False, known_captions=0).samples.cpu()
 
 
 @torch.inference_mode()

@@ -78,15 +78,17 @@ class TimeEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.cos(), angles.sin()], 1))
 
 
-def rotary_angles(length: int, head_dim: int, device: torch.device, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """cos and sin [length, head_dim / 2] in float32 of the rotary position embedding, positions from 0."""
-    rates = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
-    angles = torch.arange(length, dtype=torch.float32, device=device)[:, None] * rates
+def rotary_angles(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """cos and sin [..., head_dim / 2] in float32 of the rotary position embedding of positions [...]."""
+    rates = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim)
+    angles = positions.float()[..., None] * rates
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate adjacent pairs of x [B, heads, N, head_dim] by their positions' angles; x should be float32 or better."""
+    """Rotate adjacent pairs of x [B, heads, N, head_dim] by their positions' angles ([N, head_dim / 2], or [B, 1, N, head_dim / 2]); x
+    should be float32 or better.
+    """
     cos, sin = angles
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([cos * even - sin * odd, sin * even + cos * odd], -1).flatten(-2)
@@ -110,12 +112,16 @@ class QueryKeyValue(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention; [B, heads, N, head_dim] -> [B, N, W]. mask [B, 1, 1, keys] is True where a key may be seen."""
+    """Softmax attention; [B, heads, N, head_dim] -> [B, N, W]. mask [B, 1, 1, keys] is True where a key may be seen, or is added."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
         # in 16 bits torch's fused kernel is slower than its parts here: twice forward, 3 to 6 times with the gradient [measured]
         scores = (q * q.shape[-1] ** -0.5) @ k.mT
-        attended = (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(-1).to(v.dtype) @ v
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+        attended = scores.softmax(-1).to(v.dtype) @ v
     else:
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(q.dtype)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(attended, "b h n d -> b n (h d)")
 

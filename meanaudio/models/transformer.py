@@ -23,17 +23,23 @@ NETWORK_FILE = "network.safetensors"
 
 @dataclass(frozen=True)
 class Condition:
-    """Text as the network sees it, made once per prompt. sequence [B, S, W]; pooled [B, W]; mask [B, S] or None (all real)."""
+    """Text as the network sees it, made once per prompt.
+
+    sequence [B, S, W]; pooled [B, W]; mask [B, S] or None (all real): True at what may be seen, or a number that is added to the logits of
+    attention; places [B, S] of the tokens in their own texts, or None (0 to S - 1).
+    """
 
     sequence: Tensor
     pooled: Tensor
     mask: Tensor | None
+    places: Tensor | None = None
 
     def __getitem__(self, index) -> Condition:
-        return Condition(self.sequence[index], self.pooled[index], None if self.mask is None else self.mask[index])
+        mask, places = (None if x is None else x[index] for x in (self.mask, self.places))
+        return Condition(self.sequence[index], self.pooled[index], mask, places)
 
     def detach(self) -> Condition:
-        return Condition(self.sequence.detach(), self.pooled.detach(), self.mask)
+        return Condition(self.sequence.detach(), self.pooled.detach(), self.mask, self.places)
 
 
 class Transformer(nn.Module):
@@ -120,12 +126,21 @@ class Transformer(nn.Module):
         last.bias.mul_(factor)
 
     def condition(self, text: TextFeatures) -> Condition:
-        """Project text features once; the result serves every (z, t, r). Raises InputError on other feature widths."""
+        """Project text features once; the result serves every (z, t, r). Raises InputError on other feature widths.
+
+        Texts that are read together (types.read_together) get as much attention as one: of n, the logits of their tokens are lower by
+        log n, so that n equal texts are that text.
+        """
         found, wanted = (text.sequence.shape[-1], text.pooled.shape[-1]), (self.sequence_dim, self.pooled_dim)
         if found != wanted:
             raise InputError(f"text features are {found} wide (sequence, pooled); this network takes {wanted}")
+        sequence, pooled = self.sequence_in(text.sequence), self.pooled_in(text.pooled)
+        if text.places is not None:
+            texts = ((text.places == 0) & text.mask).sum(1, keepdim=True)
+            weight = (-texts.log()).expand(text.mask.shape).masked_fill(~text.mask & self.mask_text, -torch.inf)
+            return Condition(sequence, pooled, weight, text.places)
         masked = self.mask_text and not bool(text.mask.all())
-        return Condition(self.sequence_in(text.sequence), self.pooled_in(text.pooled), text.mask if masked else None)
+        return Condition(sequence, pooled, text.mask if masked else None)
 
     def forward(self, z: Tensor, t: Tensor, r: Tensor, condition: Condition, scale: Tensor | None = None) -> Tensor:
         """z [B, L, C]; t, r [B] in [0, 1], r <= t; scale, for a network that takes one -> velocity [B, L, C].
@@ -149,12 +164,14 @@ class Transformer(nn.Module):
             early, late = early + guidance, late + guidance
         early, late = early[:, None], late[:, None]
         conditions = iter([early] * self.blocks_of_t + [late] * self.blocks_of_r)
-        angles = rotary_angles(z.shape[1], self.head_dim, z.device)
-        text, text_angles = condition.sequence, rotary_angles(condition.sequence.shape[1], self.head_dim, z.device)
+        text = condition.sequence
+        places = torch.arange(text.shape[1], device=z.device) if condition.places is None else condition.places[:, None]
+        angles, text_angles = (rotary_angles(at, self.head_dim) for at in (torch.arange(z.shape[1], device=z.device), places))
         x = self._run(self.audio_in, z)
         mask = None
         if condition.mask is not None:
-            mask = torch.nn.functional.pad(condition.mask, (x.shape[1], 0), value=True)[:, None, None]
+            seen = condition.mask.dtype == torch.bool
+            mask = torch.nn.functional.pad(condition.mask, (x.shape[1], 0), value=True if seen else 0.0)[:, None, None]
         for joint in self.joint_blocks:
             x, text = self._run(joint, x, text, next(conditions), angles, text_angles, mask)
         for single in self.single_blocks:

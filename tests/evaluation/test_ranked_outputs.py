@@ -16,11 +16,9 @@ def test_ranks_count_the_nearer_centres():
     assert own_ranks(found, centres).tolist() == [[0, 1], [0, 1], [0, 2]]
 
 
-def test_text_agreement_is_of_wholes_in_their_own_words(scored_checkpoint, fast_text, tiny_manifest):
+def test_text_agreement_is_of_wholes(scored_checkpoint, fast_text, tiny_manifest):
     with pytest.raises(InputError, match="no option of generation that can be set here: by_event; there are classifier"):
         text_match(scored_checkpoint, tiny_manifest, count=3, options={"by_event": True})
-    with pytest.raises(InputError, match="that can be set here: known_words; there are classifier"):
-        text_match(scored_checkpoint, tiny_manifest, count=3, options={"known_words": True})
 
 
 def test_text_agreement_of_ranked_outputs_is_that_of_those_with_the_best_score(scored_checkpoint, fast_text, tiny_manifest, monkeypatch):

@@ -16,7 +16,7 @@ from meanaudio.evaluation import extractors, words
 from meanaudio.evaluation.extractors import ClipFeatures
 from meanaudio.evaluation.words import learn_words
 from meanaudio.pipeline import Audio, MeanAudio
-from meanaudio.rewording import load_words
+from meanaudio.reading import load_heard
 
 TAUGHT = [f"a tone of {200 * (i + 1)} hertz" for i in range(6)]
 MISTAKEN = {TAUGHT[0]: TAUGHT[1]}  # what the checkpoint makes of the first is the second
@@ -59,8 +59,8 @@ def checkpoint(tiny_checkpoint, tmp_path) -> Path:
 def makes_tones(monkeypatch, tiny_manifest):
     clips = {row["caption"]: row["audio"] for row in map(json.loads, tiny_manifest.read_text().splitlines())}
 
-    def generate(self, prompts, *, seed, by_event, known_words):
-        assert not by_event and not known_words
+    def generate(self, prompts, *, seed, by_event, known_captions):
+        assert not by_event and known_captions == 0
         sounds = [load_audio(tiny_manifest.parent / clips[MISTAKEN.get(p, p)], 16000)[:8000] for p in prompts]
         return Audio(torch.stack(sounds), 16000, [{} for _ in prompts])
 
@@ -73,7 +73,7 @@ def test_what_is_heard_of_each_caption_is_what_the_checkpoint_makes_of_it(checkp
     path = learn_words(checkpoint, tiny_manifest, outputs=2, device="cpu", progress=heard.append)
     assert path == checkpoint / WORDS_FILE
     assert sum(heard) == 2 * (6 + 12)  # recordings and outputs, by two listeners
-    table = load_words(checkpoint, MeanAudio.from_pretrained(checkpoint, device="cpu").scorer).heard
+    table = load_heard(checkpoint, TAUGHT)
     torch.testing.assert_close(table.sum(1), torch.ones(6), atol=1e-2, rtol=0)
     assert [TAUGHT[i] for i in table.argmax(1)] == [MISTAKEN.get(caption, caption) for caption in TAUGHT]
     before = path.read_bytes()

@@ -18,7 +18,7 @@ from meanaudio.models.layers import SequenceConv, attend
 from meanaudio.models.transformer import Transformer, make_network
 from meanaudio.objectives.mean_flow import mean_flow_at, total_derivative
 from meanaudio.sampling import integrate, uniform_times
-from meanaudio.types import TextFeatures
+from meanaudio.types import TextFeatures, read_together
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 HEADS = 2
@@ -397,6 +397,35 @@ def test_attention_in_16_bits_is_that_of_32_and_so_is_its_gradient(masked):
     if mask is not None:
         changed = exact[1].detach().masked_fill(~mask.transpose(2, 3), 50.0).bfloat16()
         assert torch.equal(attend(rounded[0], changed, rounded[2], mask), found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_texts_read_together_are_that_text_and_others_are_heard_in_any_order(dtype):
+    network = fill(make_network(tiny_network()))
+    z, t, r = inputs(1, 24)
+    texts = random_text([5, 3, 7])
+    alone, same, one, other = (
+        network.condition(text) for text in (texts[:1], *(read_together(texts[rows]) for rows in ([0, 0, 0], [0, 1, 2], [0, 2, 1])))
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        made = [network(z, t, r, condition).float() for condition in (alone, same, one, other)]
+    close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.03 * made[0].abs().max().item(), "rtol": 0.0}
+    torch.testing.assert_close(made[1], made[0], **close)
+    torch.testing.assert_close(made[3], made[2], **close)
+    if dtype == torch.float32:
+        assert (made[2] - made[0]).norm() > 1e-3 * made[0].norm()
+
+
+@torch.no_grad()
+def test_texts_read_together_are_the_same_beside_a_longer_one():
+    network = fill(make_network(tiny_network()))
+    z, t, r = inputs(2, 24)
+    texts = random_text([5, 3, 19])
+    together = read_together(texts[:2])
+    both = network(z, t, r, network.condition(TextFeatures.cat([together, texts[2:]])))
+    torch.testing.assert_close(both[:1], network(z[:1], t[:1], r[:1], network.condition(together)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(both[1:], network(z[1:], t[1:], r[1:], network.condition(texts[2:])), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
