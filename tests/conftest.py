@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import LATENT_DIM, TINY_CODEC, WordHash, fill, tiny_network, write_scorer
+from hypothesis import settings
 
 from meanaudio import text
 from meanaudio.audio import save_audio
@@ -19,6 +20,9 @@ from meanaudio.cli import main
 from meanaudio.codec.codec import VAE_FILE, VOCODER_FILE, make_vae, make_vocoder
 from meanaudio.config import CheckpointConfig, TextConfig
 from meanaudio.models.transformer import NETWORK_FILE, make_network
+
+settings.register_profile("laws", deadline=None)  # what is stated holds on a busy machine too
+settings.load_profile("laws")
 
 
 @pytest.fixture

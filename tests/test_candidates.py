@@ -132,7 +132,7 @@ def test_prompts_outside_are_told_once_a_call_and_sound_all_the_same(model):
         model.generate(PROMPTS, seed=0)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=MAX_PROMPT + 10))
 def test_any_text_is_a_sound_or_a_refusal(model, prompt):
     with warnings.catch_warnings():

@@ -106,7 +106,7 @@ def test_prompts_of_every_kind_make_a_sound_and_a_notice(pipeline, prompt):
     assert [w for w in told if issubclass(w.category, OutsideKnowledge)]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(min_size=1, max_size=300))
 def test_any_text_is_encoded_and_scored_or_refused(pipeline, prompt):
     with warnings.catch_warnings():

@@ -11,7 +11,7 @@ from meanaudio.codec import spectral_conv as module
 from meanaudio.codec.spectral_conv import TILE, SpectralConv1d, spectral_conv
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 3), channels=st.integers(1, 9), outputs=st.integers(1, 9), length=st.integers(1, 150),
     half=st.integers(0, TILE // 2 - 1), dilation=st.integers(1, 7),

@@ -130,7 +130,7 @@ def test_zip_gives_sounds_only():
 
 
 @pytest.mark.parametrize("suffix", GOOD)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_broken_container_is_an_input_error(suffix, data):
     good = bytearray(GOOD[suffix][0])

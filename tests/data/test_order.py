@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from meanaudio.data.order import BLOCK, Epochs, Mixed, epoch_order
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 5))
 def test_every_item_comes_once_an_epoch_whatever_the_batch_size(count, batch_size, seed):
     steps = -(-3 * count // batch_size)
@@ -26,7 +26,7 @@ def test_the_order_is_a_pure_function_that_seed_and_epoch_change():
     assert tuple(epoch_order(64, 64, 2, 1)) == orders[1, 2]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     counts=st.lists(st.integers(1, 300), min_size=1, max_size=4),
     first=st.integers(0, 10**8),

@@ -46,7 +46,7 @@ def composer(seconds=3.0, seed=0, **options):
     return SceneComposer(clips_of(), RATE, seconds, seed, load=load, **options)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31), index=st.integers(0, 2**40), seconds=st.floats(1.0, 7.0), kind=st.sampled_from(list(WEIGHTS)))
 def test_length_level_and_caption_of_every_kind(seed, index, seconds, kind):
     scene = composer(seconds, seed, weights={kind: 1.0})(index)

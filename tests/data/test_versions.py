@@ -22,7 +22,7 @@ def noise(seed: int, seconds: float = 1.0) -> np.ndarray:
     return (0.1 * np.random.default_rng(seed).normal(size=round(seconds * RATE))).astype(np.float32)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(factor=st.floats(0.6, 1.6), hertz=st.floats(200, 1500))
 def test_faster_is_shorter_and_higher_by_the_same_factor(factor, hertz):
     changed = change_speed(tone(hertz), factor, RATE)
@@ -31,7 +31,7 @@ def test_faster_is_shorter_and_higher_by_the_same_factor(factor, hertz):
     assert pitch(changed) == pytest.approx(hertz * factor, abs=2.5 * factor)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), spread=st.floats(0.5, 6.0))
 def test_another_ear_changes_octaves_by_what_was_drawn_and_not_the_level(seed, spread):
     sound = noise(seed, 4.0)
@@ -53,7 +53,7 @@ def test_silence_stays_silence_in_every_version():
         assert np.abs(changed).max() == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000))
 def test_a_room_adds_an_echo_that_dies_away(seed):
     click = np.zeros(RATE, np.float32)

@@ -24,7 +24,7 @@ NAMES = st.text(st.sampled_from("abc/-0189é"), min_size=1, max_size=300)
 SHAPES = st.lists(st.integers(0, 5), max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes=st.dictionaries(NAMES, SHAPES, max_size=30), per_block=st.integers(1, 20))
 def test_what_was_written_is_read(shapes, per_block):
     rng = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def test_what_was_written_is_read(shapes, per_block):
 INDEX, DATA = bundle({f"layer-{i}/kernel": np.ones((2, i + 1), np.float32) for i in range(12)}, per_block=5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(place=st.integers(0, len(INDEX) - 1), value=st.integers(0, 255), cut=st.integers(0, len(INDEX)))
 def test_a_damaged_bundle_is_an_error_or_a_bundle_and_nothing_else(place, value, cut):
     damaged = bytearray(INDEX)

@@ -122,7 +122,7 @@ def test_kl_of_uniform_and_one_hot():
     assert metrics.kl_divergences(uniform, one_hot).item() == pytest.approx(7 / 8 * bound - math.log(8), rel=1e-3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.floats(0.1, 20))
 def test_kl_is_never_negative_and_adding_a_constant_changes_nothing(seed, scale):
     a, b = normals(3, 6, seed=seed) * scale, normals(3, 6, seed=seed + 1) * scale

@@ -31,7 +31,7 @@ def test_mean_and_covariance_are_those_of_the_rows():
     torch.testing.assert_close(found.covariance, torch.cov(rows.double().T))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 60), st.integers(0, 99))
 def test_pieces_merge_to_the_whole(sizes, rows_at_once, seed):
     """A large common offset is what one-pass sums of squares lose their digits on."""

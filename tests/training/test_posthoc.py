@@ -80,7 +80,7 @@ def test_sixteen_snapshots_of_two_come_within_a_hundredth(sigma):
 
 
 @given(steps=st.integers(1, 300), count=st.integers(1, 12), sigma=st.floats(0.02, 0.27), chunk=st.integers(1, 70))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_weights_add_up_to_one_and_chunks_do_not_matter(steps, count, sigma, chunk):
     stored = [Snapshot(step, width) for step in sorted(snapshot_steps(steps, count)) for width in (0.05, 0.10)]
     weights, error = fit(stored, sigma, steps)
