@@ -59,7 +59,7 @@ def learn_words(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Find out in which words a checkpoint makes what it was taught, and keep that with it: prompts are given to it in those."""
+    """Find out which of the captions that it was taught a checkpoint makes best, and keep that with it: prompts are read with those."""
     from tqdm import tqdm
 
     from meanaudio.evaluation.words import learn_words as run
