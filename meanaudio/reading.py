@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from meanaudio.checkpoint import WORDS_FILE, file_hash, load_weights
-from meanaudio.concepts import words
+from meanaudio.concepts import IDLE, words
+from meanaudio.data.phrases import ARTICLES, AUXILIARIES, PREPOSITIONS
 from meanaudio.errors import InputError
 from meanaudio.models.scorer import Scorer
 from meanaudio.models.transformer import NETWORK_FILE
@@ -28,6 +30,22 @@ SPREAD = 0.1  # of cosines, by which what is heard as a caption near the prompt 
 HEARD = 16  # captions that are stored of what one is heard as, the likeliest
 # Words that a caption must have if the prompt has them: they join sounds, or deny them.
 JOINING = frozenset(words("and with while as amid during before after then no not without never"))
+IDLER = (IDLE | JOINING).union(
+    ARTICLES, AUXILIARIES, PREPOSITIONS,
+    words("be being been you we there hear heard sound sounds noise noises recording go goes going come comes make makes making"),
+)  # fmt: skip
+
+
+def stems(text: str) -> set[str]:
+    """Words that say what sounds, without their endings: "a small bell is ringing" -> {"bel", "ring"}."""
+    return {_stem(word) for word in words(text) if word not in IDLER}
+
+
+def _stem(word: str) -> str:
+    """One for "cry" and "cries", "drip" and "dripping", "hiss" and "hisses"."""
+    word = re.sub(r"ies$", "y", word)
+    word = re.sub(r"(?<=\w{3})(?:ing|ed|es|e|(?<!s)s)$", "", word)
+    return re.sub(r"([a-z])\1$", r"\1", word)
 
 
 class Company:
@@ -36,21 +54,24 @@ class Company:
     def __init__(self, scorer: Scorer, heard: Tensor | None = None) -> None:
         self.scorer, self.heard, self.captions = scorer, heard, list(scorer.known)
         self.joining = [JOINING.intersection(words(caption)) for caption in self.captions]
+        self.stems = [stems(caption) for caption in self.captions]
 
     def __call__(self, prompts: Sequence[str], pooled: Tensor, count: int) -> list[list[str]]:
         """Up to `count` captions for each prompt, with sentence vectors [B, P].
 
-        They mean nearly the same, and have all the words of the prompt that join or deny something; of these the nearest, or, if there is
-        a table, of four times as many those whose outputs are most often heard as what is near the prompt.
+        They mean nearly the same, have all the words of the prompt that join or deny something, and share one with it that says what
+        sounds, if any does; of these the nearest, or, if there is a table, of four times as many those whose outputs are most often heard
+        as what is near the prompt.
         """
         cosines = self.scorer.cosines(pooled)
         fits = cosines if self.heard is None else (cosines / SPREAD).softmax(1) @ self.heard.T
         among = min(count if self.heard is None else AMONG * count, len(self.captions))
         found = []
         for prompt, near, fit in zip(prompts, cosines, fits, strict=True):
-            joining = JOINING.intersection(words(prompt))
+            joining, own = JOINING.intersection(words(prompt)), stems(prompt)
             places = [i for i in near.topk(among).indices.tolist() if near[i] >= NEAR and joining <= self.joining[i]]
-            best = sorted(places, key=fit.tolist().__getitem__, reverse=True)[:count]
+            sharing = [i for i in places if own & self.stems[i]]
+            best = sorted(sharing or places, key=fit.tolist().__getitem__, reverse=True)[:count]
             found.append([self.captions[i] for i in best])
         return found
 

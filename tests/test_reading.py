@@ -14,7 +14,7 @@ from meanaudio.models.scorer import Scorer
 from meanaudio.models.transformer import NETWORK_FILE
 from meanaudio.pack import blend, pack
 from meanaudio.pipeline import MeanAudio
-from meanaudio.reading import HEARD, Company, load_heard, made_for, sparse
+from meanaudio.reading import HEARD, JOINING, Company, load_heard, made_for, sparse, stems
 from meanaudio.types import TextFeatures, read_together
 
 KNOWN = {"a horse neighs": 2, "a brown horse neighs": 2, "a horse gallops": 1, "rain falls": 3, "a large fire burns": 1}
@@ -51,6 +51,24 @@ def alone(checkpoint, tmp_path, fast_text) -> MeanAudio:
 
 
 ALL = list(KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("slams", "slamming"), ("drips", "dripping"), ("hiss", "hisses"), ("tap", "tapping"), ("cries", "crying"), ("glass", "glasses"),
+        ("falls", "falling"), ("strikes", "striking"), ("bus", "buses"), ("echo", "echoes"), ("dogs", "dog"), ("barked", "barks"),
+    ],
+)  # fmt: skip
+def test_words_without_their_endings(one, other):
+    assert stems(one) == stems(other) != set()
+
+
+def test_words_that_do_not_say_what_sounds_are_left_out():
+    assert stems("the small sound of a bell that is being heard twice in there") == {"bel"}
+    assert stems(" ".join(JOINING)) == set()
+
+
 HORSES = ["a horse neighs", "a brown horse neighs", "a horse gallops"]
 
 
@@ -83,6 +101,15 @@ def test_captions_that_join_sounds_as_the_prompt_does_are_its_company():
     prompts = ["heavy rain", "rain falls while thunder rumbles", "rain falls while thunder rumbles with an echo", "no rain"]
     found = Company(scorer)(prompts, torch.ones(4, 32), 3)
     assert [sorted(row) for row in found] == [sorted(list(known)[first:]) for first in (0, 1, 2, 3)]
+
+
+def test_captions_that_share_no_word_with_the_prompt_are_company_only_if_none_does():
+    known = {"a large fire burns": 1, "a firework explodes": 1, "a small fire": 1}
+    scorer = Scorer(latent_dim=4, pooled_dim=32, dim=4, width=4, blocks=1, outside=0.0, known=known)
+    scorer.known_text.copy_(torch.nn.functional.normalize(torch.ones(3, 32) + 0.1 * torch.eye(3, 32), dim=-1))
+    found = Company(scorer)(["fireworks go off", "a small blaze"], torch.ones(2, 32), 3)
+    assert found[0] == ["a firework explodes"]
+    assert sorted(found[1]) == sorted(known)  # "small" does not say what sounds
 
 
 def test_of_what_says_the_same_those_are_read_that_are_heard_as_what_it_means(model, alone):
