@@ -380,9 +380,9 @@ def test_compiled_it_sounds_the_same(tiny_checkpoint, fast_text, model, monkeypa
     """Traced by the compiler, but run without making kernels, which takes a minute."""
     real = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
-    compiled = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", compile=True)
-    exact, made = (m.generate("rain", seed=0).samples for m in (model, compiled))
+    with torch._dynamo.config.patch(suppress_errors=False):  # which it sets, for all that comes after
+        compiled = MeanAudio.from_pretrained(tiny_checkpoint, device="cpu", compile=True)
+        exact, made = (m.generate("rain", seed=0).samples for m in (model, compiled))
     torch.testing.assert_close(made, exact, atol=1e-4, rtol=1e-4)
 
 
