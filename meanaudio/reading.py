@@ -53,8 +53,6 @@ class Company:
 
     def __init__(self, scorer: Scorer, heard: Tensor | None = None) -> None:
         self.scorer, self.heard, self.captions = scorer, heard, list(scorer.known)
-        self.joining = [JOINING.intersection(words(caption)) for caption in self.captions]
-        self.stems = [stems(caption) for caption in self.captions]
 
     def __call__(self, prompts: Sequence[str], pooled: Tensor, count: int) -> list[list[str]]:
         """Up to `count` captions for each prompt, with sentence vectors [B, P].
@@ -69,8 +67,8 @@ class Company:
         found = []
         for prompt, near, fit in zip(prompts, cosines, fits, strict=True):
             joining, own = JOINING.intersection(words(prompt)), stems(prompt)
-            places = [i for i in near.topk(among).indices.tolist() if near[i] >= NEAR and joining <= self.joining[i]]
-            sharing = [i for i in places if own & self.stems[i]]
+            places = [i for i in near.topk(among).indices.tolist() if near[i] >= NEAR and joining <= set(words(self.captions[i]))]
+            sharing = [i for i in places if own & stems(self.captions[i])]
             best = sorted(sharing or places, key=fit.tolist().__getitem__, reverse=True)[:count]
             found.append([self.captions[i] for i in best])
         return found
