@@ -31,7 +31,7 @@ from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
 from meanaudio.precision import DTYPES, computing_in, warn_if_slow
 from meanaudio.ranking import best_of, candidate_seeds, check_candidates, event_seeds, outside_notice, shortened
-from meanaudio.reading import Company, load_heard
+from meanaudio.reading import Company, load_heard, read_in_company
 from meanaudio.sampling import integrate, integrate_stochastic, invert, per_sample_noises, uniform_times
 from meanaudio.steering import (
     ALWAYS,
@@ -45,7 +45,7 @@ from meanaudio.steering import (
     wanted_classes,
 )
 from meanaudio.text import TextEncoder, make_encoder
-from meanaudio.types import TextFeatures, read_together
+from meanaudio.types import TextFeatures
 
 MIN_DURATION, MAX_DURATION = 0.01, 120.0  # seconds
 MAX_PROMPT = 1000  # characters
@@ -122,7 +122,7 @@ class MeanAudio:
         self.config, self.network, self.codec, self.encoder = config, network, codec, encoder
         self.loaded_with = dict(loaded_with or {}) | ({"dtype": "bf16"} if dtype == torch.bfloat16 else {})
         self.name, self.dtype, self.folder, self.scorer = name, dtype, folder, scorer
-        self.company = None if scorer is None else Company(scorer, heard)
+        self.company = None if scorer is None else Company(list(scorer.known), scorer.known_text, heard)
         self.device = next(network.parameters()).device
         self.mean = torch.tensor(config.latent_mean, device=self.device)
         self.std = torch.tensor(config.latent_std, device=self.device)
@@ -503,14 +503,7 @@ class MeanAudio:
             raise InputError(f"known_captions = {count}: {self.name} has no scorer, which says what captions it knows (docs/scorer.md)")
         if not self.config.network.mask_text:
             raise InputError(f"known_captions = {count}: the network of {self.name} reads padding, which leaves no room for them")
-        chosen = self.company(prompts, text.pooled, count)
-        captions = list(dict.fromkeys(caption for row in chosen for caption in row))
-        if not captions:
-            return text
-        read, places = self.encode_text(captions), {caption: i for i, caption in enumerate(captions)}
-        return TextFeatures.cat(
-            [read_together(TextFeatures.cat([text[i : i + 1], read[[places[c] for c in row]]])) for i, row in enumerate(chosen)]
-        )
+        return read_in_company(text, self.company(prompts, text.pooled, count), self.encode_text)
 
     def _classifier(self, name_or_path: str | Path) -> Classifier:
         """A tagger, or a scorer by the captions it was taught."""
