@@ -51,7 +51,7 @@ MIN_DURATION, MAX_DURATION = 0.01, 120.0  # seconds
 MAX_PROMPT = 1000  # characters
 MAX_SEED = 2**63 - 1
 FAST = "fast"  # a vocoder's name: the default checkpoint's, which is a small fraction of BigVGAN's work
-REMEMBERED_TEXTS = 64
+REMEMBERED_TEXTS = 512  # a call reads up to five texts a sound, and those that were not remembered would be read twice
 SHORTEST_EVENT = 0.5  # seconds: a prompt of more sounds than there is room for, or than MOST_EVENTS, is not parted
 MOST_EVENTS = 8
 OVERLAP = 0.05  # seconds in which one sound of a parted prompt fades into the next
@@ -108,7 +108,7 @@ class MeanAudio:
     """A loaded checkpoint. Build it with `from_pretrained`.
 
     dtype: precision of matrix products in text encoder, network and codec; norms, sums along the networks and the sampler's state stay
-    float32. The features of the last 64 different texts are remembered.
+    float32. The features of the last REMEMBERED_TEXTS different texts are remembered.
     """
 
     def __init__(

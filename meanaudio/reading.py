@@ -33,7 +33,7 @@ HEARD = 16  # captions that are stored of what one is heard as, the likeliest
 JOINING = frozenset(words("and with while as amid during before after then no not without never"))
 IDLER = (IDLE | JOINING).union(
     ARTICLES, AUXILIARIES, PREPOSITIONS,
-    words("be being been you we there hear heard sound sounds noise noises recording go goes going come comes make makes making"),
+    words("you we there hear heard go goes going come comes make makes making"),
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from meanaudio.checkpoint import read_json, write_json
 from meanaudio.codec.codec import make_vocoder
 from meanaudio.config import CodecConfig, MelConfig
 from meanaudio.errors import InputError, Notice
-from meanaudio.pipeline import MAX_DURATION, MeanAudio, resolve_device
+from meanaudio.pipeline import MAX_DURATION, REMEMBERED_TEXTS, MeanAudio, resolve_device
 from meanaudio.sampling import per_sample_noise
 from meanaudio.steering import Steering
 
@@ -290,11 +290,11 @@ def test_a_text_is_encoded_once(model, monkeypatch):
     model.forget_text()
     model.encode_text(["rain"])
     assert asked[2:] == ["rain"]
-    for i in range(200):
-        model.encode_text([f"sound number {i}"])
-    assert len(model._features) <= 64
-    many = [f"noise {i}" for i in range(100)]  # more at once than are remembered
-    assert len(model.encode_text(many)) == 100
+    for i in range(REMEMBERED_TEXTS // 4 + 2):
+        model.encode_text([f"sound number {i}, {k}" for k in range(4)])
+    assert len(model._features) == REMEMBERED_TEXTS
+    many = [f"noise {i}" for i in range(REMEMBERED_TEXTS + 36)]  # more at once than are remembered
+    assert len(model.encode_text(many)) == len(many)
 
 
 def test_remembered_features_do_not_depend_on_their_neighbours(model):
