@@ -17,6 +17,7 @@ TONE_WINDOW = 0.128  # seconds of a spectrum: lines 8 Hz apart
 TONE_QUANTILE = 0.1  # a bin's floor: what it stays above nine tenths of the time
 TONE_NEAR, TONE_FAR = 3, 6  # bins to either side that a line is compared with
 TONE_PROMINENCE_DB, TONE_LEAST_DB = 12.0, -70.0
+TONE_NARROW, TONE_NARROW_DB = 2, 6.0  # so far below it are the bins this near; a sine's are 14 dB below, a band of rumble is wider
 BANDWIDTH_SHARE = 0.99
 LEVEL_WINDOW = 0.4  # seconds; as in audio.match_level
 FAULTS = ("silent", "clipped", "dc", "tone", "low")
@@ -94,7 +95,7 @@ def _tone(power: Tensor, hertz: float) -> tuple[float, float] | None:
     """The line that stands out most of the background of a power spectrum [bins, frames], or None.
 
     Each bin's floor is its TONE_QUANTILE over time: sounds that come and go do not raise it, a hum does. A line's floor is at least
-    TONE_PROMINENCE_DB above the floors on both of its sides (a slope is above one side only) and at least TONE_LEAST_DB.
+    TONE_PROMINENCE_DB above the floors on both of its sides (a slope is above one side only) and at least TONE_LEAST_DB; it is narrow.
     Clips of under four windows are too short to tell; a note held all through a clip is found too: compare with the references.
     """
     frames_of_four_windows = 4 * 3 + 1
@@ -104,7 +105,8 @@ def _tone(power: Tensor, hertz: float) -> tuple[float, float] | None:
     sides = floor.unfold(0, TONE_FAR - TONE_NEAR + 1, 1).median(1).values  # sides[i]: of bins i ... i + 3
     bins = torch.arange(TONE_FAR, len(floor) - TONE_FAR)
     prominence = floor[bins] - torch.maximum(sides[bins - TONE_FAR], sides[bins + TONE_NEAR])
-    prominence[floor[bins] < TONE_LEAST_DB] = 0
+    nearest = torch.maximum(floor[bins - TONE_NARROW], floor[bins + TONE_NARROW])
+    prominence[(floor[bins] < TONE_LEAST_DB) | (floor[bins] - nearest < TONE_NARROW_DB)] = 0
     best = int(prominence.argmax())
     if prominence[best] < TONE_PROMINENCE_DB:
         return None

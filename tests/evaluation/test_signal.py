@@ -82,6 +82,17 @@ def test_a_hum_below_hearing_or_inside_the_noise_is_none():
     assert inspect(0.1 * noise() + 0.001 * sine(1000), RATE).tone is None
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_band_of_rumble_is_no_hum(seed):
+    """A fire's: 40 Hz wide, far above what lies to both of its sides."""
+    spectrum = torch.fft.rfft(noise(5, seed=seed))
+    hertz = torch.fft.rfftfreq(5 * RATE, 1 / RATE)
+    rumble = torch.fft.irfft(spectrum * 10 ** (-(2 * (hertz - 47).abs() - 40).clamp(0, 40) / 20), 5 * RATE)
+    sound = 0.3 * rumble
+    assert inspect(sound, RATE).tone is None
+    assert inspect(sound + 0.1 * sine(47, 5), RATE).tone is not None
+
+
 def test_rumble_and_bandwidth():
     assert "low" in inspect(0.3 * sine(25), RATE).faults
     assert inspect(0.3 * sine(2000), RATE).bandwidth == pytest.approx(2000, abs=20)
