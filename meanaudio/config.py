@@ -321,8 +321,7 @@ class ObjectiveConfig(Config):
     alpha: alpha_flow's way from flow matching (1) to mean flow (0). difference: the time step of finite_difference.
     teacher: folder of the checkpoint that a distillation learns from. halving: the round of a progressive distillation.
     matching: the critic of distribution_matching, and what it keeps. judge: folder of the judge that a reward comes from. anchor: how much
-    the network is held to what it made before. known_captions: with how many of the judge's captions a reward reads a request for one
-    sound, as a pipeline does prompts. noises: of a row of implicit_maximum_likelihood, of which the nearest output is trained.
+    the network is held to what it made before. noises: of a row of implicit_maximum_likelihood, of which the nearest output is trained.
     rehearsal: share of its rows beside which a known prompt is made as before. rehearsed: a file of these prompts (data/prompts.py);
     without, they are composed of the captions that init_from's scorer knows.
     dropped_rows: rows that lose their text regress the plain velocity ("plain") or, in mean_flow, a guided one ("release").
@@ -342,7 +341,6 @@ class ObjectiveConfig(Config):
     matching: MatchingConfig = MatchingConfig()
     judge: str | None = None
     anchor: float = Field(0.5, ge=0)
-    known_captions: int = Field(0, ge=0, le=16)
     noises: int = Field(4, ge=1, le=64)
     rehearsal: float = Field(0.0, ge=0, le=1)
     rehearsed: str | None = None
@@ -372,8 +370,6 @@ class ObjectiveConfig(Config):
         if self.kind in UNSCALED and self.scale is not None:
             others = [kind for kind in get_args(ObjectiveKind) if kind not in UNSCALED]
             raise ValueError(f"{self.kind} draws no guidance scale; kinds that do: {', '.join(others)}")
-        if self.known_captions and self.kind not in REWARDED:
-            raise ValueError(f"known_captions is for {', '.join(REWARDED)}, not {self.kind}")
         if self.rehearsal > 0 and self.kind not in REHEARSING:
             raise ValueError(f"rehearsal is for {', '.join(REHEARSING)}, not {self.kind}")
         if self.rehearsed is not None and not self.rehearsal:

@@ -73,7 +73,6 @@ def test_an_empty_file_is_all_defaults(write):
         ("objective: {kind: alpha_flow, scale: {lowest: 5}}", "unknown key 'objective.scale.lowest'; did you mean 'low'?"),
         ("objective: {kind: alpha_flow, scale: {low: 4}}", "shown 3.0 must be from low 4.0 to high 8.0"),
         ("objective: {kind: alpha_flow, dropped_rows: release}", "dropped_rows 'release' is for mean_flow, not alpha_flow"),
-        ("objective: {kind: mean_flow, known_captions: 4}", "known_captions is for reward, not mean_flow"),
         ("objective: {kind: guidance_distillation}", "needs teacher, the folder of a checkpoint"),
         ("objective: {kind: guidance_distillation, teacher: a}", "needs scale, such as {low: 1, high: 8}"),
         ("objective: {halving: {steps: 3, first: 16}}", "steps 3 must be first 16, or that halved once or more"),

@@ -65,10 +65,10 @@ class Requests:
     def compose(self, seeds: Tensor) -> list[Request]:
         return [self._compose(seed) for seed in seeds.tolist()]
 
-    def read(self, texts: Sequence[str]) -> TextFeatures:
+    def read(self, requests: Sequence[Request]) -> TextFeatures:
         with torch.autocast(self.device.type, enabled=False):  # as captions are encoded everywhere else
-            text = encode_text(self.encoder, texts)
+            text = encode_text(self.encoder, [request.text for request in requests])
         return text.pad_to(self.pad).to(self.device)
 
     def __call__(self, seeds: Tensor) -> TextFeatures:
-        return self.read([request.text for request in self.compose(seeds)])
+        return self.read(self.compose(seeds))

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,12 +15,11 @@ from meanaudio.checkpoint import load_into, load_module, read_json
 from meanaudio.codec.codec import VAE
 from meanaudio.codec.mel import slaney_points
 from meanaudio.config import JudgeCheckpointConfig, MelConfig, SceneConfig, TextConfig, parse
-from meanaudio.data.requests import Request, Requests
+from meanaudio.data.requests import Requests
 from meanaudio.errors import InputError
 from meanaudio.evaluation.extractors.aisfx import DIM, HOP, N_FFT, SAMPLE_RATE, AisfxNetwork, band_filters, compress, load_aisfx
 from meanaudio.evaluation.perturb import perturb
 from meanaudio.models.scorer import MAX_SCALE
-from meanaudio.reading import Company, read_in_company
 from meanaudio.text import TextEncoder
 from meanaudio.types import Asked, TextFeatures
 
@@ -202,42 +200,25 @@ class Opinion:
     """A trained judge who asks for sounds, and hears normalised latents [B, L, C] through a VAE's decoder (types.Judge).
 
     What it hears is perturbed, and its dropout goes on: what pleases many judges of many versions of a sound is less often what pleases
-    nobody else. weights, paraphrased: of what is asked for (data/requests.py). known_captions: how many a request for one sound is read
-    with, drawn from twice as many that are company for it (reading.Company). pad: tokens that what is read is padded to.
+    nobody else. weights, paraphrased: of what is asked for (data/requests.py). pad: tokens that captions are padded to.
 
     seeds [B, 2]: a row's own, of its request, its perturbation and how it is heard; and the batch's, of how captions are read.
     """
 
     def __init__(
         self, judge: Judge, known: JudgeCheckpointConfig, ears: MelEars, vae: VAE, encoder: TextEncoder, mean: Tensor, std: Tensor,
-        *, weights: Mapping[str, float], paraphrased: float, known_captions: int = 0, pad: int | None = None,
+        *, weights: Mapping[str, float], paraphrased: float, pad: int | None = None,
     ) -> None:  # fmt: skip
         self.judge, self.ears, self.vae, self.mean, self.std = judge, ears, vae, mean, std
         self.drop = partial(kept_units, shape=(known.heads, known.width), share=known.dropout)
         self.places = {caption: i for i, caption in enumerate(known.captions)}
         lasting = [known.captions[i] for i in known.lasting]
-        self.requests = Requests(known.captions, lasting, encoder, weights=weights, paraphrased=paraphrased, device=mean.device)
-        self.company, self.known_captions, self.pad = Company(known.captions, judge.captions), known_captions, pad
-        self.known = self.requests.read(known.captions) if known_captions else None  # read once: a batch has four times as many as requests
+        self.requests = Requests(known.captions, lasting, encoder, weights=weights, paraphrased=paraphrased, device=mean.device, pad=pad)
 
     def ask(self, seeds: Tensor) -> tuple[TextFeatures, Asked]:
         requests = self.requests.compose(seeds[:, 0])
         asked = to_asked([r.parts for r in requests], [r.in_order for r in requests], self.places)
-        text = self.requests.read([r.text for r in requests])
-        if self.known is not None:
-            text = read_in_company(text, self._company(requests, text.pooled, seeds[:, 0].tolist()), self._read_known)
-        return text.pad_to(self.pad), asked.to(self.mean.device)
-
-    def _read_known(self, captions: Sequence[str]) -> TextFeatures:
-        assert self.known is not None
-        return self.known[[self.places[caption] for caption in captions]]
-
-    def _company(self, requests: Sequence[Request], pooled: Tensor, seeds: Sequence[int]) -> list[list[str]]:
-        """None for what is composed of several sounds; never the caption that is asked for, as a prompt that was not taught has none."""
-        found = self.company([r.text for r in requests], pooled, 2 * self.known_captions + 1)
-        near = [[c for c in row if c not in r.parts] if len(r.parts) == 1 else [] for r, row in zip(requests, found, strict=True)]
-        drawn = [np.random.default_rng(seed).permutation(len(row))[: self.known_captions] for seed, row in zip(seeds, near, strict=True)]
-        return [[row[i] for i in places] for row, places in zip(near, drawn, strict=True)]
+        return self.requests.read(requests), asked.to(self.mean.device)
 
     def __call__(self, latents: Tensor, asked: Asked, seeds: Tensor) -> Tensor:
         mel = self.vae.decode(latents * self.std + self.mean).float()
@@ -262,7 +243,7 @@ def kept_units(seed: int, *, shape: Sequence[int], share: float) -> Tensor:
 
 def load_opinion(
     folder: Path, vae: VAE, codec: MelConfig, encoder: TextEncoder, *, codec_hash: str, text: TextConfig, mean: Tensor, std: Tensor,
-    scenes: SceneConfig, known_captions: int = 0, pad: int | None = None,
+    scenes: SceneConfig, pad: int | None = None,
 ) -> Opinion:  # fmt: skip
     """Of the judge in `folder`, about latents that `vae` decodes. mean, std [C]: what denormalises. scenes: what is asked for.
 
@@ -277,7 +258,4 @@ def load_opinion(
         raise InputError(f"judge {folder}: it was taught with {', '.join(other)}")
     judge = load_module(partial(make_judge, found), folder / JUDGE_FILE).to(mean.device)
     ears, vae = make_ears(codec, mean.device), vae.to(mean.device)
-    return Opinion(
-        judge, found, ears, vae, encoder, mean, std, weights=scenes.weights, paraphrased=scenes.paraphrase, known_captions=known_captions,
-        pad=pad,
-    )  # fmt: skip
+    return Opinion(judge, found, ears, vae, encoder, mean, std, weights=scenes.weights, paraphrased=scenes.paraphrase, pad=pad)

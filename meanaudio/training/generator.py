@@ -226,7 +226,7 @@ class GeneratorTask:
         vae, mel = encoders.codec.vae, encoders.codec.config.mel
         return load_opinion(
             folder, vae, mel, encoders.text, codec_hash=name, text=config.text, mean=self.mean, std=self.std, scenes=config.scenes,
-            known_captions=config.objective.known_captions, pad=self._padding,
+            pad=self._padding,
         )  # fmt: skip
 
     def _recall(self) -> Recall:

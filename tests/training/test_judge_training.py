@@ -279,21 +279,6 @@ def test_an_opinion_is_a_function_of_its_seeds(config, judge):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_one_sound_is_asked_for_in_company_that_is_not_what_is_asked_for(config, judge):
-    alone, together = (opinion_of(config, judge, known_captions=count) for count in (0, 2))
-    seeds = seeds_of(40)
-    requests = together.requests.compose(seeds[:, 0])
-    text, same, before = (opinion.ask(seeds)[0] for opinion in (together, together, alone))
-    assert torch.equal(text.sequence, same.sequence) and text.places is not None
-    read = ((text.places == 0) & text.mask).sum(1)  # texts
-    single = torch.tensor([len(request.parts) == 1 for request in requests])
-    assert (read[~single] == 1).all() and read[single].max() == 3
-    assert torch.equal(text.pooled[~single], before.pooled[~single])
-    found = together._company(requests, before.pooled, seeds[:, 0].tolist())
-    assert not any(set(row) & set(request.parts) for row, request in zip(found, requests, strict=True))
-    assert torch.equal(read - 1, torch.tensor([len(row) for row in found]))
-
-
 def test_a_judge_needs_a_codec_and_both_splits(judge_config, tmp_path):
     with pytest.raises(InputError, match="task judge needs codec_from"):
         JudgeTask(judge_config.model_copy(update={"codec_from": None}))
