@@ -8,6 +8,7 @@ from pathlib import Path
 from meanaudio.checkpoint import write_text
 from meanaudio.concepts import concept_index
 from meanaudio.convert.hub import find_checkpoint
+from meanaudio.data.events import split_events
 from meanaudio.errors import InputError
 from meanaudio.models.scorer import KNOWN_FILE, read_known
 from meanaudio.pipeline import MeanAudio, check_prompts
@@ -34,15 +35,21 @@ def list_known(model: str | Path, out: Path | None = None) -> str:
 
 
 def ask_known(model: str | Path, prompts: Sequence[str]) -> str:
-    """For each prompt whether it lies within what the checkpoint was taught, and what comes nearest, with cosines of sentence vectors."""
+    """For each prompt whether it lies within what the checkpoint was taught, and what comes nearest, with cosines of sentence vectors; for
+    each of its sounds that are made by themselves, with which of the known captions it is read, if the checkpoint does so."""
     check_prompts(prompts)
     pipeline = MeanAudio.from_pretrained(model, device="cpu")
-    if pipeline.scorer is None:
+    if pipeline.scorer is None or pipeline.company is None:
         raise InputError(f"{pipeline.name} keeps no list of what it was taught: it has no scorer (docs/scorer.md)")
     lines = []
     for prompt, near in zip(prompts, pipeline.scorer.nearest(pipeline.encode_text(prompts).pooled), strict=True):
         verdict = "known" if near[0][1] >= pipeline.scorer.outside else "outside"
         lines.append(f"{shortened(prompt)}: {verdict}; nearest: " + ", ".join(f"{caption!r} {cosine:.2f}" for caption, cosine in near))
+        if count := pipeline.config.known_captions:
+            events = split_events(prompt) if pipeline.config.by_event else [prompt]
+            company = pipeline.company(events, pipeline.encode_text(events).pooled, count)
+            told = [f"with {', '.join(map(repr, captions))}" if captions else "alone" for captions in company]
+            lines += [f"  {shortened(event)} is read {how}" for event, how in zip(events, told, strict=True)]
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from meanaudio.checkpoint import WORDS_FILE, load_weights, read_json, save_weights, write_json
 from meanaudio.errors import InputError
+from meanaudio.knows import ask_known
 from meanaudio.models.transformer import NETWORK_FILE
 from meanaudio.pack import blend, pack
 from meanaudio.pipeline import MeanAudio
@@ -121,6 +122,18 @@ def test_of_what_says_the_same_those_are_read_that_are_heard_as_what_it_means(mo
     assert found == [["rain falls"], ["a brown horse neighs"], ["a horse gallops"]]
     backwards = model.company(prompts[::-1], model.encode_text(prompts[::-1]).pooled, 1)
     assert backwards == found[::-1]
+
+
+def test_who_asks_what_is_known_is_told_what_a_prompt_is_read_with(checkpoint, fast_text):
+    config = read_json(checkpoint / "config.json")
+    asked = ["a horse neighs, then rain falls", "une chanson"]
+    assert not any("read" in line for line in ask_known(checkpoint, asked).splitlines())
+    write_json(checkpoint / "config.json", config | {"known_captions": 1, "by_event": True})
+    told = [line for line in ask_known(checkpoint, asked).splitlines() if line.startswith("  ")]
+    assert told[:2] == ["  'a horse neighs' is read with 'a brown horse neighs'", "  'rain falls' is read with 'rain falls'"]
+    assert len(told) == 3 and told[2].startswith("  'une chanson' is read ")
+    write_json(checkpoint / "config.json", config | {"known_captions": 1})
+    assert ask_known(checkpoint, ["a horse that neighs while the rain never falls"]).splitlines()[1].endswith(" is read alone")
 
 
 def test_what_is_generated_is_what_the_texts_together_give(model):

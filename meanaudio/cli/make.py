@@ -191,7 +191,7 @@ def knows(
     model: Model = DEFAULT_MODEL,
     out: Annotated[Optional[Path], typer.Option("--out", "-o", help="Write the whole list to this markdown file.")] = None,
 ) -> None:
-    """List what a checkpoint was taught, or say whether it knows what prompts ask for."""
+    """List what a checkpoint was taught, or say whether it knows what prompts ask for, and with what captions it reads them."""
     from meanaudio.errors import InputError
     from meanaudio.knows import ask_known, list_known
 
