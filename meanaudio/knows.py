@@ -11,7 +11,7 @@ from meanaudio.convert.hub import find_checkpoint
 from meanaudio.data.events import split_events
 from meanaudio.errors import InputError
 from meanaudio.models.scorer import KNOWN_FILE, read_known
-from meanaudio.pipeline import MeanAudio, check_prompts
+from meanaudio.pipeline import MOST_EVENTS, MeanAudio, check_prompts
 from meanaudio.ranking import shortened
 
 LEAST = 2  # captions that hold a word, for a line of its own
@@ -36,7 +36,8 @@ def list_known(model: str | Path, out: Path | None = None) -> str:
 
 def ask_known(model: str | Path, prompts: Sequence[str]) -> str:
     """For each prompt whether it lies within what the checkpoint was taught, and what comes nearest, with cosines of sentence vectors; for
-    each of its sounds that are made by themselves, with which of the known captions it is read, if the checkpoint does so."""
+    each of its sounds that are made by themselves, with which of the known captions it is read, if the checkpoint does so.
+    """
     check_prompts(prompts)
     pipeline = MeanAudio.from_pretrained(model, device="cpu")
     if pipeline.scorer is None or pipeline.company is None:
@@ -47,6 +48,7 @@ def ask_known(model: str | Path, prompts: Sequence[str]) -> str:
         lines.append(f"{shortened(prompt)}: {verdict}; nearest: " + ", ".join(f"{caption!r} {cosine:.2f}" for caption, cosine in near))
         if count := pipeline.config.known_captions:
             events = split_events(prompt) if pipeline.config.by_event else [prompt]
+            events = events if len(events) <= MOST_EVENTS else [prompt]
             company = pipeline.company(events, pipeline.encode_text(events).pooled, count)
             told = [f"with {', '.join(map(repr, captions))}" if captions else "alone" for captions in company]
             lines += [f"  {shortened(event)} is read {how}" for event, how in zip(events, told, strict=True)]

@@ -51,7 +51,8 @@ def _stem(word: str) -> str:
 
 class Company:
     """vectors [K, P]: sentence vectors of the K captions. heard [K, K]: how likely an output of caption i is taken for caption j; None if
-    nobody has listened."""
+    nobody has listened.
+    """
 
     def __init__(self, captions: Sequence[str], vectors: Tensor, heard: Tensor | None = None) -> None:
         self.captions, self.vectors, self.heard = list(captions), F.normalize(vectors.float(), dim=-1), heard
