@@ -17,7 +17,8 @@ def mel() -> LogMel:
 
 def test_equals_the_release(mel):
     stored = load_file(Path(__file__).parents[1] / "golden" / "mel_io.safetensors")
-    torch.testing.assert_close(mel(stored["wav"].float()), stored["mel"], atol=1e-5, rtol=0)
+    # rtol: another kind of CPU adds up in another order
+    torch.testing.assert_close(mel(stored["wav"].float()), stored["mel"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(mel.filters.T, stored["mel_basis"], atol=1e-7, rtol=0)
     silence = stored["mel_silence"].float()
     torch.testing.assert_close(mel(torch.zeros(1, silence.shape[2] * 256)), silence)

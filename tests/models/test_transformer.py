@@ -212,8 +212,9 @@ def test_padding_is_not_heard_unless_the_network_attends_to_it():
     for mask_text in (True, False):
         network = fill(make_network(tiny_network(mask_text=mask_text)), std=0.3)
         alone, padded, spoilt = (network(z, t, r, network.condition(x)) for x in (text, text.pad_to(9), noisy))
-        assert torch.allclose(alone, padded, atol=1e-5) == mask_text
-        assert torch.allclose(alone, spoilt, atol=1e-5) == mask_text
+        # of outputs up to 200; padding that is heard moves them by 20
+        assert torch.allclose(alone, padded, atol=1e-3) == mask_text
+        assert torch.allclose(alone, spoilt, atol=1e-3) == mask_text
 
 
 @torch.no_grad()
