@@ -8,10 +8,9 @@ from pathlib import Path
 from meanaudio.checkpoint import write_text
 from meanaudio.concepts import concept_index
 from meanaudio.convert.hub import find_checkpoint
-from meanaudio.data.events import split_events
 from meanaudio.errors import InputError
 from meanaudio.models.scorer import KNOWN_FILE, read_known
-from meanaudio.pipeline import MOST_EVENTS, MeanAudio, check_prompts
+from meanaudio.pipeline import MeanAudio, check_prompts, events_of
 from meanaudio.ranking import shortened
 
 LEAST = 2  # captions that hold a word, for a line of its own
@@ -40,17 +39,16 @@ def ask_known(model: str | Path, prompts: Sequence[str]) -> str:
     """
     check_prompts(prompts)
     pipeline = MeanAudio.from_pretrained(model, device="cpu")
-    if pipeline.scorer is None or pipeline.company is None:
+    if (company := pipeline.company) is None:
         raise InputError(f"{pipeline.name} keeps no list of what it was taught: it has no scorer (docs/scorer.md)")
     lines = []
-    for prompt, near in zip(prompts, pipeline.scorer.nearest(pipeline.encode_text(prompts).pooled), strict=True):
-        verdict = "known" if near[0][1] >= pipeline.scorer.outside else "outside"
+    for prompt, near in zip(prompts, company.scorer.nearest(pipeline.encode_text(prompts).pooled), strict=True):
+        verdict = "known" if near[0][1] >= company.scorer.outside else "outside"
         lines.append(f"{shortened(prompt)}: {verdict}; nearest: " + ", ".join(f"{caption!r} {cosine:.2f}" for caption, cosine in near))
         if count := pipeline.config.known_captions:
-            events = split_events(prompt) if pipeline.config.by_event else [prompt]
-            events = events if len(events) <= MOST_EVENTS else [prompt]
-            company = pipeline.company(events, pipeline.encode_text(events).pooled, count)
-            told = [f"with {', '.join(map(repr, captions))}" if captions else "alone" for captions in company]
+            events, _ = events_of(prompt, pipeline.config.seconds, by_event=pipeline.config.by_event)
+            found = company(events, pipeline.encode_text(events).pooled, count)
+            told = [f"with {', '.join(map(repr, captions))}" if captions else "alone" for captions in found]
             lines += [f"  {shortened(event)} is read {how}" for event, how in zip(events, told, strict=True)]
     return "\n".join(lines)
 

@@ -31,7 +31,7 @@ from meanaudio.models.tagger import load_tagger
 from meanaudio.models.transformer import Transformer, load_network
 from meanaudio.precision import DTYPES, computing_in, warn_if_slow
 from meanaudio.ranking import best_of, candidate_seeds, check_candidates, event_seeds, outside_notice, shortened
-from meanaudio.reading import Company, load_heard, read_in_company
+from meanaudio.reading import Company, load_heard
 from meanaudio.sampling import integrate, integrate_stochastic, invert, per_sample_noises, uniform_times
 from meanaudio.steering import (
     ALWAYS,
@@ -45,7 +45,7 @@ from meanaudio.steering import (
     wanted_classes,
 )
 from meanaudio.text import TextEncoder, make_encoder
-from meanaudio.types import TextFeatures
+from meanaudio.types import TextFeatures, read_together
 
 MIN_DURATION, MAX_DURATION = 0.01, 120.0  # seconds
 MAX_PROMPT = 1000  # characters
@@ -122,7 +122,7 @@ class MeanAudio:
         self.config, self.network, self.codec, self.encoder = config, network, codec, encoder
         self.loaded_with = dict(loaded_with or {}) | ({"dtype": "bf16"} if dtype == torch.bfloat16 else {})
         self.name, self.dtype, self.folder, self.scorer = name, dtype, folder, scorer
-        self.company = None if scorer is None else Company(list(scorer.known), scorer.known_text, heard)
+        self.company = None if scorer is None else Company(scorer, heard)
         self.device = next(network.parameters()).device
         self.mean = torch.tensor(config.latent_mean, device=self.device)
         self.std = torch.tensor(config.latent_std, device=self.device)
@@ -313,11 +313,9 @@ class MeanAudio:
         _check(prompts, duration, negative_prompt, seed, level_db)
         check_candidates(self.name, self.scorer is not None, num_candidates, keep)
         parted = self.config.by_event if by_event is None else by_event
-        room_for = min(MOST_EVENTS, duration / SHORTEST_EVENT)
-        heard = [split_events(prompt) if parted else [prompt] for prompt in prompts]
-        events = [each if len(each) <= room_for else [prompt] for prompt, each in zip(prompts, heard, strict=True)]
-        unparted = [prompt for prompt, each in zip(prompts, heard, strict=True) if 1 < len(each) > room_for]
-        if unparted:
+        told_apart = [events_of(prompt, duration, by_event=parted) for prompt in prompts]
+        events = [each for each, _ in told_apart]
+        if unparted := [prompt for prompt, (_, crowded) in zip(prompts, told_apart, strict=True) if crowded]:
             which = shortened(unparted[0]) + (f" and {len(unparted) - 1} more" if len(unparted) > 1 else "")
             room = f"at most {MOST_EVENTS} sounds of {SHORTEST_EVENT:g} s or more are made one by one"
             warnings.warn(f"made as a whole: {which}; {room}", Notice, stacklevel=2)
@@ -503,7 +501,14 @@ class MeanAudio:
             raise InputError(f"known_captions = {count}: {self.name} has no scorer, which says what captions it knows (docs/scorer.md)")
         if not self.config.network.mask_text:
             raise InputError(f"known_captions = {count}: the network of {self.name} reads padding, which leaves no room for them")
-        return read_in_company(text, self.company(prompts, text.pooled, count), self.encode_text)
+        chosen = self.company(prompts, text.pooled, count)
+        captions = list(dict.fromkeys(caption for row in chosen for caption in row))
+        if not captions:
+            return text
+        read, places = self.encode_text(captions), {caption: i for i, caption in enumerate(captions)}
+        return TextFeatures.cat(
+            [read_together(TextFeatures.cat([text[i : i + 1], read[[places[c] for c in row]]])) for i, row in enumerate(chosen)]
+        )
 
     def _classifier(self, name_or_path: str | Path) -> Classifier:
         """A tagger, or a scorer by the captions it was taught."""
@@ -545,6 +550,13 @@ def _find_vocoder(name_or_path: str | Path) -> Path:
         return find_checkpoint(DEFAULT_MODEL if name_or_path == FAST else name_or_path)
     except InputError as error:
         raise InputError(f"vocoder: {error}; {FAST!r} is that of {DEFAULT_MODEL}") from None
+
+
+def events_of(prompt: str, duration: float, *, by_event: bool) -> tuple[list[str], bool]:
+    """The sounds of a prompt that are made one by one, and whether it tells of more than there is room for: it is made whole then."""
+    heard = split_events(prompt) if by_event else [prompt]
+    crowded = 1 < len(heard) > min(MOST_EVENTS, duration / SHORTEST_EVENT)
+    return [prompt] if crowded else heard, crowded
 
 
 def _prompts(given: str | Sequence[str]) -> list[str]:

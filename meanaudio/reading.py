@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
@@ -22,8 +21,8 @@ from meanaudio.checkpoint import WORDS_FILE, file_hash, load_weights
 from meanaudio.concepts import IDLE, words
 from meanaudio.data.phrases import ARTICLES, AUXILIARIES, PREPOSITIONS
 from meanaudio.errors import InputError
+from meanaudio.models.scorer import Scorer
 from meanaudio.models.transformer import NETWORK_FILE
-from meanaudio.types import TextFeatures, read_together
 
 NEAR = 0.5  # cosine of sentence vectors below which a caption is no company for a prompt
 AMONG = 4  # for each caption that is read so many are looked at, where it is known which the network makes best
@@ -50,12 +49,10 @@ def _stem(word: str) -> str:
 
 
 class Company:
-    """vectors [K, P]: sentence vectors of the K captions. heard [K, K]: how likely an output of caption i is taken for caption j; None if
-    nobody has listened.
-    """
+    """heard [K, K]: how likely an output of a scorer's known caption i is taken for caption j; None if nobody has listened."""
 
-    def __init__(self, captions: Sequence[str], vectors: Tensor, heard: Tensor | None = None) -> None:
-        self.captions, self.vectors, self.heard = list(captions), F.normalize(vectors.float(), dim=-1), heard
+    def __init__(self, scorer: Scorer, heard: Tensor | None = None) -> None:
+        self.scorer, self.heard, self.captions = scorer, heard, list(scorer.known)
 
     def __call__(self, prompts: Sequence[str], pooled: Tensor, count: int) -> list[list[str]]:
         """Up to `count` captions for each prompt, with sentence vectors [B, P].
@@ -64,7 +61,7 @@ class Company:
         sounds, if any does; of these the nearest, or, if there is a table, of four times as many those whose outputs are most often heard
         as what is near the prompt.
         """
-        cosines = F.normalize(pooled.float(), dim=-1) @ self.vectors.T
+        cosines = self.scorer.cosines(pooled)
         fits = cosines if self.heard is None else (cosines / SPREAD).softmax(1) @ self.heard.T
         among = min(count if self.heard is None else AMONG * count, len(self.captions))
         found = []
@@ -75,16 +72,6 @@ class Company:
             best = sorted(sharing or places, key=fit.tolist().__getitem__, reverse=True)[:count]
             found.append([self.captions[i] for i in best])
         return found
-
-
-def read_in_company(text: TextFeatures, company: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], TextFeatures]) -> TextFeatures:
-    """Each row of `text` read together with its captions, which `encode` reads; where no row has any, `text` itself."""
-    captions = list(dict.fromkeys(caption for row in company for caption in row))
-    if not captions:
-        return text
-    read, places = encode(captions), {caption: i for i, caption in enumerate(captions)}
-    rows = [TextFeatures.cat([text[i : i + 1], read[[places[c] for c in row]]]) for i, row in enumerate(company)]
-    return TextFeatures.cat([read_together(row) for row in rows])
 
 
 def sparse(heard: Tensor) -> dict[str, Tensor]:

@@ -95,7 +95,8 @@ def _tone(power: Tensor, hertz: float) -> tuple[float, float] | None:
     """The line that stands out most of the background of a power spectrum [bins, frames], or None.
 
     Each bin's floor is its TONE_QUANTILE over time: sounds that come and go do not raise it, a hum does. A line's floor is at least
-    TONE_PROMINENCE_DB above the floors on both of its sides (a slope is above one side only) and at least TONE_LEAST_DB; it is narrow.
+    TONE_PROMINENCE_DB above the floors on both of its sides (a slope is above one side only), TONE_NARROW_DB above those TONE_NARROW bins
+    away, and at least TONE_LEAST_DB.
     Clips of under four windows are too short to tell; a note held all through a clip is found too: compare with the references.
     """
     frames_of_four_windows = 4 * 3 + 1
