@@ -213,7 +213,7 @@ class MeanAudio:
         return text if self.config.network.mask_text else text.pad_to(self.config.text.max_tokens)
 
     def forget_text(self) -> None:
-        """Encode every text anew from now on; for measurements."""
+        """Encode every text anew from now on: for measurements, and for what must not depend, in the last bit, on what was asked before."""
         self._features.clear()
 
     @torch.inference_mode()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 import numba
@@ -129,6 +129,11 @@ def _shared(x, added, total, out, length, alpha, inverse_beta, taps, threads):  
 
 shared = _compiled(_shared, parallel=True)
 
+
+# Starting, numba's OpenMP layer sets how many OpenMP threads its thread uses: torch's number too, were it started in a caller's thread.
+_starter = Thread(target=numba.get_num_threads)
+_starter.start()
+_starter.join()
 
 one_at_a_time = Lock()  # where numba has no OpenMP, its own threads serve one caller only; a call takes all cores anyhow
 

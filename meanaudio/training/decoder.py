@@ -112,6 +112,7 @@ class DecoderTask:
         x = (codec.vae.encode(mel).mean - pipeline.mean) / pipeline.std
         noise = torch.randn(x.shape, generator=generator).to(self.device)
         z, end = interpolate(x, noise, t), t if pipeline.config.network.interval == "none" else torch.zeros_like(t)
+        pipeline.forget_text()  # a text's last bits are its batch's, which must not depend on what was asked before: a run may resume here
         text = pipeline.encode_text([item.caption for item in items])
         field = steered_field(pipeline.network, pipeline.config, text, least_steering(pipeline.config))
         with self._autocast():

@@ -1,5 +1,8 @@
 """BigVGAN: the official outputs, in both forms of its weights, and the filters' law."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -107,6 +110,22 @@ def test_however_many_threads_share_the_rows(threads):
         torch.testing.assert_close(snake(x), expected, atol=0, rtol=0)
     finally:
         torch.set_num_threads(before)
+
+
+ONE_THREAD = """
+import torch
+from meanaudio.codec.fused_snake import fused_snake
+torch.set_num_threads(1)
+fused_snake(torch.zeros(2, 5, 300), torch.ones(5), torch.ones(5), torch.ones(12), torch.float32)
+print(torch.get_num_threads())
+"""
+
+
+def test_torch_uses_as_many_threads_after_it_as_before():
+    """Numba's first use in a process would set torch's number to its own."""
+    env = {**os.environ, "NUMBA_NUM_THREADS": "3"}
+    made = subprocess.run([sys.executable, "-c", ONE_THREAD], capture_output=True, text=True, check=True, env=env)
+    assert made.stdout.strip() == "1"
 
 
 def test_callers_in_several_threads_get_their_own():

@@ -1,6 +1,7 @@
 """The decoder that goes on, on what a network makes."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,11 @@ def test_the_decoder_alone_changes_and_the_checkpoint_says_what_latents_it_has(c
     assert (tmp_path / "run" / "samples" / "0000004" / "0.wav").stat().st_size > 1000
 
 
-def test_a_stopped_run_repeats_the_one_that_was_not(config, tmp_path):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_stopped_run_repeats_the_one_that_was_not(config, tmp_path, threads, request):
+    """With two threads a text's last bits depend on the batch it is encoded in."""
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
     Loop(task_of(config), config, tmp_path / "whole").run(progress_bar=False)
     for until in (2, None):
         Loop(task_of(config), config, tmp_path / "parts").run(until=until, progress_bar=False)
