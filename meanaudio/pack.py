@@ -48,7 +48,8 @@ def pack(
     weights: how they are stored; they are computed with in float32. "int8" is for the network and the vocoder: an encoder in eight
     bits would move the latents, and the scorer is small, so VAE and scorer are float16 then. The VAE must be the one the network was
     trained with, so it is always the generator's own. Raises InputError if the vocoder was made for other mels, if the scorer listens to
-    other latents or reads another text encoder, or if the result does not load; `out` is then left alone.
+    other latents or reads another text encoder, if `out` is one of the folders read, or if the result does not load; `out` is then left
+    alone.
     """
     config = parse(CheckpointConfig, read_json(network / "config.json"), str(network / "config.json"))
     source = codec or network
@@ -60,6 +61,8 @@ def pack(
         config = config.model_copy(update={"scorer": fitting_scorer(scorer, config, codec_names(network, config))})
     listener = [] if config.scorer is None else [(scorer or network, SCORER_FILE)]
     parts = [(network, NETWORK_FILE), (network, VAE_FILE), (source, VOCODER_FILE), *listener]
+    if out.exists() and any(out.samefile(folder) for folder, _ in parts):
+        raise InputError(f"{out}: is packed from, and its weights would be lost; give another folder")
     states = {name: load_weights(folder / name) for folder, name in parts}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:

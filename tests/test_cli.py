@@ -563,6 +563,13 @@ def test_a_packed_checkpoint_says_that_its_words_were_left_behind(run, tiny_chec
         assert ("left behind: words.safetensors" in out) == told
 
 
+def test_packing_does_not_overwrite_what_it_packs(refused, checkpoint_copy, tiny_checkpoint):
+    before = {path: file_hash(path) for path in checkpoint_copy.glob("*.safetensors")}
+    refused("is packed from", "pack", checkpoint_copy, "-o", checkpoint_copy)
+    refused("is packed from", "pack", tiny_checkpoint, "--codec", checkpoint_copy, "-o", checkpoint_copy / "." / "")
+    assert before == {path: file_hash(path) for path in checkpoint_copy.glob("*.safetensors")}
+
+
 @pytest.mark.parametrize("name", ["network", "vae", "vocoder"])
 @pytest.mark.parametrize("damage", ["gone", "other"])
 def test_packing_something_incomplete_writes_nothing(refused, checkpoint_copy, name, damage):

@@ -3,13 +3,13 @@ several sounds in one prompt, by the tagger over time.
 
 A concept is *named* in a sound where one of its classes is among the tagger's TOP. Recordings say which concepts that tagger can name at
 all, and how often: outputs are compared with them, with recordings that are put together as the prompt asks, which hide one another and
-share the tagger's TOP as the sounds of outputs do, and with recordings through the codec, which no network on it is likely to beat. Two
-controls are heard beside: outputs of prompts without the concept, and recordings of other concepts.
+share the tagger's TOP as the sounds of outputs do, and with those through the codec, which a network on it is hardly expected to beat.
+Two controls are heard beside: outputs of prompts without the concept, and recordings of other concepts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -93,7 +93,7 @@ def read_prompts(concepts: Mapping[str, Concept], path: Path | None = None) -> l
 class Rates:
     """Shares of 0 to 1. recordings: mean, over what prompts name, of the concept's recordings that are named; composed: of recordings that
     are put together as the prompt asks (of a plain prompt, those themselves), over `composable` pairs, whose prompts have recordings of
-    each concept; coded: of recordings through the codec; outputs likewise.
+    each concept; coded: of the same through the codec; outputs likewise.
 
     other_outputs, other_recordings: named in outputs of prompts, and in recordings, that do not hold the concept. pairs: counted.
     """
@@ -122,8 +122,8 @@ class Named:
     """recorded: concept -> (share of its recordings in which it is named, their number); coded: -> share of these through the codec;
     made: -> (share of its outputs, their number).
 
-    rates: by kind of prompt and of "all", nameable concepts only. order: of outputs, recordings (joined), others (other prompts' outputs);
-    empty without sequences.
+    rates: by kind of prompt and of "all", nameable concepts only. order: of outputs, of recordings that are joined, of these through the
+    codec and of other prompts' outputs; empty without sequences.
     """
 
     title: str
@@ -243,7 +243,11 @@ def named(
         for k, prompt in composable.items()
         if prompt.kind != "plain"
     }
-    in_composed = {k: tagger.top(composed[k]) if k in composed else recorded[prompt.concepts[0]] for k, prompt in composable.items()}
+    coded_too = {k: pipeline.codec.reconstruct(found.to(pipeline.device)).float().cpu() for k, found in composed.items()}
+    in_composed, in_coded = (
+        {k: tagger.top(several[k]) if k in several else alone[prompt.concepts[0]] for k, prompt in composable.items()}
+        for several, alone in ((composed, recorded), (coded_too, through))
+    )
 
     real, coded = ({name: _share(tagger, tops.get(name, []), name) for name in known} for tops in (recorded, through))
     shares = [{name: _share(tagger, found, name) for name in known} for found in heard]
@@ -263,9 +267,9 @@ def named(
         chosen = [(k, prompt) for k, prompt in enumerate(asked) if kind in ("all", prompt.kind)]
         pairs = [(k, c) for k, prompt in chosen for c in prompt.concepts if real[c] >= NAMEABLE]
         own = _mean([shares[k][c] for k, c in pairs])
-        before, coded_too, other, chance = (_mean([share[c] for _, c in pairs]) for share in (real, coded, others, elsewhere))
-        joined = [_share(tagger, in_composed[k], c) for k, c in pairs if k in in_composed]
-        return Rates(len(pairs), len(joined), before, _mean(joined), coded_too, own, other, chance)
+        before, other, chance = (_mean([share[c] for _, c in pairs]) for share in (real, others, elsewhere))
+        joined, after = ([_share(tagger, found[k], c) for k, c in pairs if k in found] for found in (in_composed, in_coded))
+        return Rates(len(pairs), len(joined), before, _mean(joined), _mean(after), own, other, chance)
 
     of = {name: [k for k, prompt in enumerate(asked) if name in prompt.concepts] for name in known}
     how = f"{len(asked)} prompts, {outputs} output(s) each, {steps} step(s)"
@@ -280,7 +284,7 @@ def named(
         coded,
         {name: (_mean([shares[k][name] for k in places]), outputs * len(places)) for name, places in of.items()},
         {kind: rates(kind) for kind in ("all", *dict.fromkeys(prompt.kind for prompt in asked))},
-        _orders(asked, audio, composed, tagger),
+        _orders(asked, audio, {"recordings, joined": composed, "these through the codec": coded_too}, tagger),
     )
 
 
@@ -312,16 +316,17 @@ def _put_together(kind: Kind, sounds: Sequence[Tensor], number: int, rate: int) 
     return torch.cat(parts, 1) if parted else limit_peak(torch.stack(parts).sum(0))
 
 
-def _orders(asked: Sequence[Prompt], audio: Tensor, composed: Mapping[int, Tensor], tagger: _Tagger) -> dict[str, Order]:
-    """audio: [prompts, outputs, N]; composed: recordings that are put together, of prompts by number."""
+def _orders(asked: Sequence[Prompt], audio: Tensor, recorded: Mapping[str, Mapping[int, Tensor]], tagger: _Tagger) -> dict[str, Order]:
+    """audio: [prompts, outputs, N]; recorded: by what they are called, recordings that are put together, of prompts by number."""
     places = [k for k, prompt in enumerate(asked) if prompt.kind == "sequence"]
     if not places:
         return {}
-    own, joined, others = [], [], []
-    for n, k in enumerate(places):
-        concepts = asked[k].concepts
-        own += [tagger.order(clip, concepts) for clip in audio[k]]
-        others += [tagger.order(clip, concepts) for clip in audio[places[(n + 1) % len(places)]]] if len(places) > 1 else []
-        joined += [tagger.order(clip, concepts) for clip in composed.get(k, [])]
-    rows = {"outputs": own, "recordings, joined": joined, "outputs of another": others}
-    return {name: Order(len(x), _mean([a for a, _ in x]), _mean([b for _, b in x])) for name, x in rows.items()}
+
+    def order(clips: Mapping[int, Iterable[Tensor]]) -> Order:
+        found = [tagger.order(clip, asked[k].concepts) for k in places for clip in clips.get(k, [])]
+        return Order(len(found), _mean([heard for heard, _ in found]), _mean([ordered for _, ordered in found]))
+
+    after = dict(zip(places, [*places[1:], places[0]], strict=True)) if len(places) > 1 else {}
+    of_another = {k: audio[other] for k, other in after.items()}
+    rows = {"outputs": {k: audio[k] for k in places}, **recorded, "outputs of another": of_another}
+    return {name: order(clips) for name, clips in rows.items()}

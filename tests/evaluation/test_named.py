@@ -108,11 +108,15 @@ def test_outputs_like_recordings_are_named_as_often_and_in_order(ask):
 
 
 def test_recordings_are_heard_through_the_codec_too(ask, monkeypatch):
-    """One that loses nothing, and one that loses all."""
+    """One that loses nothing, and one that loses all; alone, and put together."""
     for coded, share in ((lambda codec, audio: audio, 1.0), (lambda codec, audio: torch.zeros_like(audio), 0.0)):
         monkeypatch.setattr(Codec, "reconstruct", coded)
         found = ask(RIGHT)
-        assert found.rates["all"].coded == share and set(found.coded.values()) == {share}
+        assert set(found.coded.values()) == {share}
+        for rates in found.rates.values():
+            assert rates.coded == share * rates.composed and rates.composed > 0
+        joined, through = found.order["recordings, joined"], found.order["these through the codec"]
+        assert (through.count, through.heard, through.ordered) == (joined.count, share, share)
         assert found.rates["all"].recordings == 1.0
 
 
