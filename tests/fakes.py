@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -97,3 +98,14 @@ def write_scorer(folder: Path, checkpoint: Path, known: dict[str, int], outside:
     write_json(folder / KNOWN_FILE, known)
     write_json(folder / "config.json", config.model_dump(mode="json"))
     return config
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """torch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

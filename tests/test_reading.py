@@ -1,6 +1,7 @@
 """With which known captions prompts are read, and what that does to what is generated."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -95,20 +96,24 @@ def test_a_prompt_is_read_with_captions_that_say_nearly_the_same(alone, prompt, 
     assert choose(among, alone.encode_text(among).pooled, 5)[1] == company
 
 
+def company_of(captions: Sequence[str]) -> Company:
+    """Its captions' vectors are nearly one."""
+    count = len(captions)
+    scorer = Scorer(latent_dim=4, pooled_dim=32, dim=4, width=4, blocks=1, outside=0.0, known=dict.fromkeys(captions, 1))
+    scorer.known_text.copy_(torch.nn.functional.normalize(torch.ones(count, 32) + 0.1 * torch.eye(count, 32), dim=-1))
+    return Company(scorer)
+
+
 def test_captions_that_join_sounds_as_the_prompt_does_are_its_company():
-    known = {"rain falls": 1, "rain falls while birds sing": 1, "rain falls while wind blows with force": 1}
-    scorer = Scorer(latent_dim=4, pooled_dim=32, dim=4, width=4, blocks=1, outside=0.0, known=known)
-    scorer.known_text.copy_(torch.nn.functional.normalize(torch.ones(3, 32) + 0.1 * torch.eye(3, 32), dim=-1))
+    known = ["rain falls", "rain falls while birds sing", "rain falls while wind blows with force"]
     prompts = ["heavy rain", "rain falls while thunder rumbles", "rain falls while thunder rumbles with an echo", "no rain"]
-    found = Company(scorer)(prompts, torch.ones(4, 32), 3)
-    assert [sorted(row) for row in found] == [sorted(list(known)[first:]) for first in (0, 1, 2, 3)]
+    found = company_of(known)(prompts, torch.ones(4, 32), 3)
+    assert [sorted(row) for row in found] == [sorted(known[first:]) for first in (0, 1, 2, 3)]
 
 
 def test_captions_that_share_no_word_with_the_prompt_are_company_only_if_none_does():
-    known = {"a large fire burns": 1, "a firework explodes": 1, "a small fire": 1}
-    scorer = Scorer(latent_dim=4, pooled_dim=32, dim=4, width=4, blocks=1, outside=0.0, known=known)
-    scorer.known_text.copy_(torch.nn.functional.normalize(torch.ones(3, 32) + 0.1 * torch.eye(3, 32), dim=-1))
-    found = Company(scorer)(["fireworks go off", "a small blaze"], torch.ones(2, 32), 3)
+    known = ["a large fire burns", "a firework explodes", "a small fire"]
+    found = company_of(known)(["fireworks go off", "a small blaze"], torch.ones(2, 32), 3)
     assert found[0] == ["a firework explodes"]
     assert sorted(found[1]) == sorted(known)  # "small" does not say what sounds
 

@@ -326,7 +326,6 @@ def _orders(asked: Sequence[Prompt], audio: Tensor, recorded: Mapping[str, Mappi
         found = [tagger.order(clip, asked[k].concepts) for k in places for clip in clips.get(k, [])]
         return Order(len(found), _mean([heard for heard, _ in found]), _mean([ordered for _, ordered in found]))
 
-    after = dict(zip(places, [*places[1:], places[0]], strict=True)) if len(places) > 1 else {}
-    of_another = {k: audio[other] for k, other in after.items()}
+    of_another = {k: audio[other] for k, other in zip(places, places[1:] + places[:1], strict=True) if other != k}
     rows = {"outputs": {k: audio[k] for k in places}, **recorded, "outputs of another": of_another}
     return {name: order(clips) for name, clips in rows.items()}

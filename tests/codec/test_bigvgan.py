@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import floats, normals
+from fakes import floats, normals, torch_threads
 
 from meanaudio.checkpoint import load_into
 from meanaudio.codec.bigvgan import BigVGAN, SmoothSnake, low_pass
@@ -104,12 +104,9 @@ def test_the_fused_activation_of_a_sum(dtype, cut):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_however_many_threads_share_the_rows(threads):
     x, snake = normals(2, 5, 300), random_snake(5).requires_grad_(False)
-    expected, before = snake(x), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    expected = snake(x)
+    with torch_threads(threads):
         torch.testing.assert_close(snake(x), expected, atol=0, rtol=0)
-    finally:
-        torch.set_num_threads(before)
 
 
 ONE_THREAD = """

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from fakes import fill, normals
+from fakes import fill, normals, torch_threads
 
 from meanaudio.codec.gain import latent_gain
 from meanaudio.codec.vae import MelVAE
@@ -36,11 +36,7 @@ def test_of_a_deep_decoder_it_is_what_small_changes_do(vae):
 def test_it_is_the_same_in_every_process_and_leaves_the_vae_alone(vae):
     latents, std = normals(40, 6, 4), torch.ones(4)
     gain = latent_gain(vae, latents, std)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1 if threads > 1 else 2)
+    with torch_threads(1 if torch.get_num_threads() > 1 else 2):
         assert torch.equal(latent_gain(vae, latents, std), gain)
-    finally:
-        torch.set_num_threads(threads)
     assert gain.square().mean() == pytest.approx(1, abs=1e-3)
     assert all(p.dtype == torch.float32 and p.requires_grad and p.grad is None for p in vae.parameters())

@@ -1,12 +1,11 @@
 """The decoder that goes on, on what a network makes."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from fakes import LATENT_DIM
+from fakes import LATENT_DIM, torch_threads
 
 from meanaudio.checkpoint import file_hash, load_weights, read_json, save_weights, write_json
 from meanaudio.codec.codec import VAE_FILE, latents_name, load_codec, make_vae
@@ -67,13 +66,12 @@ def test_the_decoder_alone_changes_and_the_checkpoint_says_what_latents_it_has(c
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_stopped_run_repeats_the_one_that_was_not(config, tmp_path, threads, request):
+def test_a_stopped_run_repeats_the_one_that_was_not(config, tmp_path, threads):
     """With two threads a text's last bits depend on the batch it is encoded in."""
-    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
-    torch.set_num_threads(threads)
-    Loop(task_of(config), config, tmp_path / "whole").run(progress_bar=False)
-    for until in (2, None):
-        Loop(task_of(config), config, tmp_path / "parts").run(until=until, progress_bar=False)
+    with torch_threads(threads):
+        Loop(task_of(config), config, tmp_path / "whole").run(progress_bar=False)
+        for until in (2, None):
+            Loop(task_of(config), config, tmp_path / "parts").run(until=until, progress_bar=False)
     assert file_hash(tmp_path / "whole" / "export" / VAE_FILE) == file_hash(tmp_path / "parts" / "export" / VAE_FILE)
 
 
